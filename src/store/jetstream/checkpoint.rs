@@ -89,7 +89,8 @@ struct RunIndex {
 impl Settled {
     pub(super) fn index(&self) -> SettledIndex {
         let [tasks, copies] = [&self.tasks, &self.copies].map(|runs| runs.index(self.floor));
-        let deliveries = self.deliveries.iter().map(|runs| runs.index(0)).collect();
+        // Anyone may have written it.
+        let deliveries = self.deliveries.iter().take(64).map(|runs| runs.index(0)).collect();
         SettledIndex { tasks, copies, deliveries }
     }
 }
@@ -172,7 +173,13 @@ impl SettledIndex {
         self.copies.contains(sequence)
     }
 
-    /// The replicas that have this unsettled task, as far as no message says so.
+    /// Whether what became of this task is not in the checkpoint, as it has too many runs. It may be
+    /// settled, and a newer task of its key, too: both are sent to all replicas again.
+    pub(super) fn is_left_out(&self, id: u64) -> bool {
+        self.tasks.ends.last().is_some_and(|end| id > *end)
+    }
+
+    /// The replicas that have this unsettled task, unless a message has its progress.
     pub(super) fn deliveries(&self, id: u64) -> Deliveries {
         let mut deliveries = Deliveries::default();
         for (position, _) in
@@ -208,6 +215,11 @@ impl Deliveries {
 
     pub(super) fn contains(self, position: usize) -> bool {
         position < 64 && self.0 >> position & 1 == 1
+    }
+
+    /// The most numbers that this adds to the runs of all replicas.
+    fn runs_after(self, before: Self) -> usize {
+        2 * usize::try_from((self.0 ^ before.0).count_ones()).unwrap_or(0)
     }
 }
 
@@ -279,7 +291,7 @@ pub(super) struct Unsettled {
     copied_through: u64,
     levels: PartitionLevels,
     progress_bytes: u64,
-    /// The runs of deliveries, and at most two for each delivery since the last checkpoint.
+    /// The numbers of the runs of deliveries, and the most that those since the last checkpoint add.
     delivery_runs: usize,
 }
 
@@ -348,6 +360,10 @@ impl Unsettled {
         self.tasks.iter().map(|(id, task)| (*id, task))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
     pub(super) fn copies(&self) -> usize {
         self.copies.len()
     }
@@ -373,19 +389,23 @@ impl Unsettled {
 
     /// The progress of a task as the next checkpoint can list it; `None` if it needs a message.
     pub(super) fn listed(&self, id: u64, progress: &[Progress]) -> Option<Deliveries> {
-        // A message of before would still say what has failed.
-        let has_message = self.tasks.get(&id).is_none_or(|task| task.progress.is_some());
-        if has_message || self.delivery_runs >= MAX_DELIVERY_RUNS {
-            return None;
-        }
-        Deliveries::of(progress)
+        // A message of before would still count.
+        let task = self.tasks.get(&id).filter(|task| task.progress.is_none())?;
+        let deliveries = Deliveries::of(progress)?;
+        let runs = self.delivery_runs + deliveries.runs_after(task.deliveries);
+        (runs <= MAX_DELIVERY_RUNS).then_some(deliveries)
     }
 
     pub(super) fn list(&mut self, id: u64, deliveries: Deliveries) {
         if let Some(task) = self.tasks.get_mut(&id) {
+            self.delivery_runs += deliveries.runs_after(task.deliveries);
             task.deliveries = deliveries;
-            self.delivery_runs += 2;
         }
+    }
+
+    /// Counts the runs of deliveries again, after tasks were recovered or put back.
+    pub(super) fn count_deliveries(&mut self) {
+        self.delivery_runs = self.deliveries().iter().map(|runs| runs.0.len()).sum();
     }
 
     /// A message of a batch is stored: a progress.
@@ -456,8 +476,9 @@ impl Unsettled {
     /// The state for a checkpoint.
     ///
     /// If the tasks have too many runs, the last ones are left out: the newest tasks count as unsettled
-    /// then, and the next owner repeats them, after every older one. Runs of copies are never left out:
-    /// a copy is older than tasks before it. Nor are runs of deliveries, of which there are never too many.
+    /// then, and the next owner repeats them to all of their replicas, after every older one. Runs of
+    /// copies are never left out: a copy is older than tasks before it. Nor are runs of deliveries, of
+    /// which there are never too many.
     pub(super) fn settled(&mut self) -> Settled {
         let begins = self.tasks.values().filter_map(OpenTask::begin);
         let floor =
@@ -485,7 +506,7 @@ impl Unsettled {
             if deliveries != before {
                 for (position, (runs, end)) in runs.iter_mut().enumerate() {
                     match (before.contains(position), deliveries.contains(position)) {
-                        (false, true) => runs.end(end, id - 1),
+                        (false, true) => runs.end(end, id.saturating_sub(1)),
                         (true, false) => runs.end(end, last),
                         _ => {}
                     }

@@ -103,7 +103,7 @@ impl StreamNames {
     /// The sequence of the task that a progress is of.
     #[must_use]
     pub fn task_of_progress(&self, partition: Partition, subject: &str) -> Option<u64> {
-        subject.strip_prefix(&self.of(partition, "g."))?.parse().ok()
+        sequence(subject.strip_prefix(&self.of(partition, "g."))?)
     }
 
     /// The copy of a task, by the sequence of its first message.
@@ -114,7 +114,7 @@ impl StreamNames {
 
     #[must_use]
     pub fn task_of_copy(&self, partition: Partition, subject: &str) -> Option<u64> {
-        subject.strip_prefix(&self.of(partition, "k."))?.parse().ok()
+        sequence(subject.strip_prefix(&self.of(partition, "k."))?)
     }
 
     #[must_use]
@@ -170,6 +170,12 @@ impl StreamNames {
     }
 }
 
+/// A sequence that a task can have. Anyone may have written the subject.
+fn sequence(text: &str) -> Option<u64> {
+    const MAX: u64 = u64::MAX / MAX_PARTITIONS as u64 - 1;
+    text.parse().ok().filter(|sequence| (1..=MAX).contains(sequence))
+}
+
 /// The id of a task: a sequence of its stream and its partition.
 #[must_use]
 pub const fn task_id(sequence: u64, partition: Partition) -> TaskId {
@@ -210,5 +216,16 @@ mod tests {
         let id = task_id(7, Partition(1023));
         assert_eq!(place_of(id), (Partition(1023), 7));
         assert!(id < task_id(8, Partition(0)));
+        let names = StreamNames::new("c".parse().unwrap());
+        let subject = |text: &str| names.copy(Partition(1), 7).replace("k.7", text);
+        assert_eq!(names.task_of_copy(Partition(1), &subject("k.7")), Some(7));
+        assert_eq!(names.task_of_progress(Partition(1), &subject("g.7")), Some(7));
+        for forged in ["0", "18446744073709551615", "-1", ""] {
+            assert_eq!(names.task_of_copy(Partition(1), &subject(&format!("k.{forged}"))), None);
+            assert_eq!(
+                names.task_of_progress(Partition(1), &subject(&format!("g.{forged}"))),
+                None
+            );
+        }
     }
 }

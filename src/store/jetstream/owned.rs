@@ -37,6 +37,9 @@ use refused::GroupUndo;
 const GATHER: Duration = Duration::from_millis(250);
 const GATHERED: usize = 64;
 
+/// Of the unsettled tasks, such a part does not wait either: a checkpoint looks at all of them.
+const GATHERED_PART: usize = 256;
+
 /// The most progress rows of a group, and their bytes.
 const MAX_ROWS: usize = 900;
 const MAX_ROW_BYTES: usize = 512 << 10;
@@ -132,7 +135,7 @@ enum OwnedStage {
         settled: Settled,
         levels: PartitionLevels,
         recovery: Box<PartitionRecovery>,
-        index: SettledIndex,
+        index: Box<SettledIndex>,
     },
     Live,
 }
@@ -162,7 +165,7 @@ impl Owned {
             since: Instant::now(),
             stage: OwnedStage::Recovering {
                 claim,
-                index: settled.index(),
+                index: Box::new(settled.index()),
                 settled,
                 levels,
                 recovery,
@@ -241,7 +244,8 @@ impl Owned {
         let waits = self.pending.first_key_value().is_some_and(|(sequence, settlement)| {
             matches!(settlement, TaskSettlement::Remove) && self.lacks_its_key(*sequence)
         });
-        let is_due = !waits && (!self.syncs.is_empty() || self.pending.len() >= GATHERED);
+        let many = GATHERED.max(self.unsettled.len() / GATHERED_PART);
+        let is_due = !waits && (!self.syncs.is_empty() || self.pending.len() >= many);
         let wait = if is_due { Duration::ZERO } else { GATHER };
         let settlements = self.pending_since.map(|since| since + wait);
         // Copies wait for nothing.
@@ -538,6 +542,7 @@ impl Owned {
             }
         }
         notify(JournalEvent::Claimed { partition, tasks });
+        self.unsettled.count_deliveries();
         self.reports_caught_up = true;
         self.report_caught_up(notify);
         let (epoch, seconds) = (self.epoch, self.since.elapsed().as_secs_f64());

@@ -10,11 +10,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::lease::BootTime;
 use crate::store::jetstream::checkpoint::{Checkpoint, StoreInstance};
-use crate::store::jetstream::checkpoint::{PartitionLevels, Settled};
+use crate::store::jetstream::checkpoint::{Deliveries, PartitionLevels, Settled};
 use crate::store::jetstream::message::{CHUNK_BYTES, Nonce, TaskMessages};
 use crate::store::jetstream::names::StreamNames;
 use crate::store::jetstream::owned::{Group, LogRead, Owned};
 use crate::store::jetstream::protocol::LogMessage;
+use crate::store::jetstream::reader::PartitionRecovery;
 use crate::store::jetstream::standing::TaskSettlement;
 use crate::store::journal::JournalEvent;
 use crate::task::{Consistency, Node, Operation, Progress, Task, TaskId, Timestamp};
@@ -37,6 +38,8 @@ enum Op {
     Fail(usize),
     /// One of its replicas gets it.
     Deliver(usize, usize),
+    /// It is not sure any more that they have it.
+    Doubt(usize, u32),
     Remove(usize),
     /// Settlements and copies that are ready are stored.
     Checkpoint,
@@ -59,6 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<bool>().prop_map(|lacks| Op::Read { lacks }),
         2 => (0_usize..64).prop_map(Op::Fail),
         3 => (0_usize..64, 0..REPLICAS).prop_map(|(nth, position)| Op::Deliver(nth, position)),
+        1 => (0_usize..64, 0_u32..2).prop_map(|(nth, failures)| Op::Doubt(nth, failures)),
         2 => (0_usize..64).prop_map(Op::Remove),
         3 => Just(Op::Checkpoint),
         4 => Just(Op::Clean),
@@ -305,6 +309,13 @@ impl World {
             Op::Deliver(nth, position) => {
                 self.settle(nth, Some(&|sent| sent.delivered[position] = true));
             }
+            Op::Doubt(nth, failures) => self.settle(
+                nth,
+                Some(&|sent| {
+                    sent.delivered = [false; REPLICAS];
+                    sent.failures += failures;
+                }),
+            ),
             Op::Remove(nth) => self.settle(nth, None),
             Op::Checkpoint => {
                 let sequence = self.store();
@@ -406,6 +417,37 @@ proptest! {
         }
         world.run(Op::Crash { is_stored: false, lacks: true });
     }
+}
+
+#[test]
+fn a_task_that_a_checkpoint_leaves_out_is_sent_to_all_its_replicas_again() {
+    let names = StreamNames::new("c".parse().unwrap());
+    let mut unsettled = Unsettled::after(100);
+    let ids: Vec<_> = (0..30_000).map(|nth| 101 + nth * 2).collect();
+    for &id in &ids {
+        unsettled.add(id, OpenTask::first(id, 10, 0));
+    }
+    let delivered = [Progress::Delivered, Progress::Untouched];
+    let (first, last) = (ids[0], ids[ids.len() - 1]);
+    for id in [first, last] {
+        unsettled.list(id, Deliveries::of(&delivered).unwrap());
+    }
+    let settled = unsettled.settled().index();
+    let mut recovery = PartitionRecovery::default();
+    let mut read = |sequence, subject, payload| {
+        let message = LogMessage { sequence, subject, payload };
+        recovery.read(&names, PARTITION, &message, &settled).unwrap();
+    };
+    for id in [first, last - 2, last] {
+        read(id, names.task(PARTITION), messages(1, id.into()).task);
+    }
+    let failed = Progress::Failed { failures: 1, error: "no".into() };
+    let row = message::progress(&[Progress::Delivered, failed.clone()]).unwrap();
+    read(last + 1, names.progress(PARTITION, last - 2), row);
+    let found = recovery.finish(&settled).map(|(_, task)| task.task.unwrap().0.progress);
+    let nothing = vec![Progress::Untouched; REPLICAS];
+    let expected = [delivered.to_vec(), vec![Progress::Untouched, failed], nothing];
+    assert!(found.eq(expected));
 }
 
 #[test]

@@ -30,6 +30,7 @@ impl Owned {
         for (id, task) in tasks.into_iter().rev() {
             self.unsettled.put_back(id, task);
         }
+        self.unsettled.count_deliveries();
         for (id, settlement) in settlements {
             // Unless there is a newer one.
             self.pending.entry(id).or_insert(settlement);
