@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -41,6 +42,9 @@ use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, R
 use crate::task::{
     Idempotency, Moment, Node, Obstacle, Partition, Progress, ReplicaIndex, Task, TaskId,
 };
+
+/// How long the last records, and then the last checkpoints, may take at least.
+const CLOSE: Duration = Duration::from_secs(10);
 
 /// How long the last hints may take.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -461,23 +465,25 @@ impl Journal for JetStreamJournal {
         let partitions = self.shared.partitions.clone();
         let has_ended = Arc::clone(&self.has_ended);
         let members = Arc::clone(&self.shared.members);
+        let patience = self.store().settings().timeout.max(CLOSE);
         let closed = self.runtime.spawn(async move {
             if !first {
                 return Ok(());
             }
             members.leave().await;
             publisher.close().await;
-            let result = meta.written().await;
+            // A stream without a leader must not keep the partitions of the others, nor the process.
+            let written = timeout(patience, meta.written()).await;
             let mut ends = Vec::new();
             for standing in partitions {
                 let (closed, end) = oneshot::channel();
                 standing.order(PartitionOrder::Close(closed));
                 ends.push(end);
             }
-            for end in ends {
-                // A task that has ended drops its end.
-                let _ = end.await;
-            }
+            // A task that has ended drops its end.
+            let ended = timeout(patience, join_all(ends)).await;
+            let result = written.unwrap_or(Err(CommitError::Stalled));
+            let result = result.and(ended.map(drop).map_err(|_| CommitError::Stalled));
             // The hints of the releases.
             let _ = timeout(FLUSH, members.flush()).await;
             has_ended.store(true, Ordering::Release);

@@ -224,6 +224,17 @@ fn a_write_without_a_server_is_given_up_at_its_deadline_and_never_stored() {
 }
 
 #[test]
+fn a_close_without_a_server_ends_and_says_that_something_may_be_missing() {
+    let mut world = World::new();
+    let (owner, _) = world.owner("a");
+    owner.append(0, "key");
+    let (outcomes, _) = owner.outcomes(1);
+    world.server.stop();
+    owner.journal.remove(id(&outcomes[&0]));
+    assert_eq!(block_on(owner.journal.close()), Err(CommitError::Stalled));
+}
+
+#[test]
 fn a_large_value_comes_back_whole_here_and_elsewhere() {
     let world = World::new();
     let (owner, _) = world.owner("a");
