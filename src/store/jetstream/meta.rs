@@ -280,7 +280,8 @@ impl Records {
             match self.read_next().await {
                 Got::Row(row) => self.take(&row),
                 Got::None => return Ok(()),
-                Got::Unanswered if rows::now() < deadline => {}
+                // A stream without a leader may answer so at once.
+                Got::Unanswered if rows::now() < deadline => sleep(RETRY_EVERY).await,
                 Got::Unanswered => {
                     return Err(ConnectError::NotReady("the records cannot be read".to_owned()));
                 }

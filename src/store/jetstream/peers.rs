@@ -201,11 +201,14 @@ impl Peers {
         if client.connection_state() != State::Connected {
             return Err(PeerSilence::Silent);
         }
-        let inbox = self.new_inbox();
-        let answers = client.subscribe(inbox.clone()).await;
-        let mut answers = answers.map_err(|_| PeerSilence::Silent)?;
-        let sent = client.publish_with_reply(names.questions(process), inbox, request).await;
-        sent.map_err(|_| PeerSilence::Silent)?;
+        let send = async {
+            let inbox = self.new_inbox();
+            let answers = client.subscribe(inbox.clone()).await.ok()?;
+            client.publish_with_reply(names.questions(process), inbox, request).await.ok()?;
+            Some(answers)
+        };
+        let answers = timeout(SILENCE, send).await.ok().flatten();
+        let mut answers = answers.ok_or(PeerSilence::Silent)?;
         let (deadline, mut answer) = (Instant::now() + longest, IncomingAnswer::default());
         loop {
             let wait = SILENCE.min(deadline.saturating_duration_since(Instant::now()));

@@ -33,6 +33,8 @@ const READ_BYTES: usize = 4 << 20;
 /// How long a server may take for an answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
+const NOT_SENT: &str = "the request could not be sent";
+
 /// A message to be stored.
 #[derive(Clone, Debug)]
 pub(super) struct Outgoing {
@@ -201,10 +203,17 @@ impl Store {
             return Err(Unanswered("there is nothing to store".to_owned()));
         };
         last.headers.insert("Nats-Batch-Commit", "1");
-        for Outgoing { subject, headers, payload } in messages {
-            let sent = self.client().publish_with_headers(subject, headers, payload).await;
-            sent.map_err(|error| Unanswered(error.to_string()))?;
-        }
+        // Without a connection the client takes a limited number of messages, and then waits for one.
+        let all_but_last = async {
+            for Outgoing { subject, headers, payload } in messages {
+                let sent = self.client().publish_with_headers(subject, headers, payload).await;
+                sent.map_err(|error| Unanswered(error.to_string()))?;
+            }
+            Ok(())
+        };
+        timeout(within, all_but_last)
+            .await
+            .unwrap_or_else(|_| Err(Unanswered(NOT_SENT.to_owned())))?;
         self.publish(last, within).await
     }
 
@@ -267,13 +276,18 @@ impl Store {
         messages: usize,
     ) -> Result<Vec<LogMessage>, StoreRequestError> {
         let failed = |error: String| Unanswered(error);
-        let inbox = self.client().new_inbox();
-        let answers = self.client().subscribe(inbox.clone()).await;
-        let mut answers = answers.map_err(|error| failed(error.to_string()))?;
         let subject = format!("$JS.API.DIRECT.GET.{}", self.names().stream(partition));
         let request = json!({ "seq": first, "batch": messages, "max_bytes": READ_BYTES });
-        let sent = self.client().publish_with_reply(subject, inbox, request.to_string().into());
-        sent.await.map_err(|error| failed(error.to_string()))?;
+        let send = async {
+            let inbox = self.client().new_inbox();
+            let answers = self.client().subscribe(inbox.clone()).await;
+            let answers = answers.map_err(|error| failed(error.to_string()))?;
+            let sent = self.client().publish_with_reply(subject, inbox, request.to_string().into());
+            sent.await.map_err(|error| failed(error.to_string()))?;
+            Ok(answers)
+        };
+        let mut answers =
+            timeout(ANSWER, send).await.unwrap_or_else(|_| Err(Unanswered(NOT_SENT.to_owned())))?;
         let mut read = Vec::new();
         loop {
             let answer = timeout(ANSWER, answers.next()).await;

@@ -216,7 +216,9 @@ impl Publisher {
         if let Some(key) = &idempotency {
             let reserved = self.idempotency.reserve(key, task.consistency, partition, nonce.0);
             let reserved = timeout_at(deadline, reserved).await.unwrap_or(Reserved::Unanswered);
-            match self.resume(reserved, key, &task, &mut nonce).await {
+            let resumed = timeout_at(deadline, self.resume(reserved, key, &task, &mut nonce)).await;
+            let late = || ControlFlow::Break(Err(AppendError::Unconfirmed));
+            match resumed.unwrap_or_else(|_| late()) {
                 ControlFlow::Break(Ok(Appended::Repeated(repeated))) => {
                     return self.answer_repeat(key.clone(), repeated, reply, deadline);
                 }
@@ -310,6 +312,10 @@ impl Publisher {
     ) -> Result<Option<Ack>, AppendError> {
         if self.store.is_nearly_full(standing.partition) {
             return Err(AppendError::Full);
+        }
+        // A timeout lets the first attempt begin in any case.
+        if Instant::now() >= deadline {
+            return Err(AppendError::Unconfirmed);
         }
         tokio::select! {
             biased;
@@ -503,7 +509,8 @@ impl Publisher {
         tokio::spawn(async move {
             // Also by this process: it may not have read the write yet.
             loop {
-                if let Some(answer) = keys.answer(&key, repeated.id).await {
+                let answer = timeout_at(deadline, keys.answer(&key, repeated.id)).await;
+                if let Some(answer) = answer.ok().flatten() {
                     repeated.answer = Some(answer);
                     break;
                 }

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::task::Timestamp;
 
@@ -171,22 +171,21 @@ pub(super) async fn get(
     }
 }
 
-/// Sends a request until it is answered. `None` at the end of the timeout.
+/// Sends a request until it is answered. `None` without an answer.
 async fn ask<T: for<'de> Deserialize<'de>>(
     client: &Client,
     subject: String,
     headers: HeaderMap,
     payload: Bytes,
-    timeout: Duration,
+    within: Duration,
 ) -> Option<T> {
-    let deadline = now() + timeout;
+    let deadline = now() + within;
     loop {
         let left = deadline.saturating_duration_since(now());
-        let request = Request::new()
-            .payload(payload.clone())
-            .headers(headers.clone())
-            .timeout(Some(ONE_TRY.min(left)));
-        if let Ok(answer) = client.send_request(subject.clone(), request).await
+        let request = Request::new().payload(payload.clone()).headers(headers.clone());
+        let answer = client.send_request(subject.clone(), request.timeout(None));
+        // Around all of it: without a connection the client may not even take the request.
+        if let Ok(Ok(answer)) = timeout(ONE_TRY.min(left), answer).await
             && let Ok(answer) = serde_json::from_slice(&answer.payload)
         {
             return Some(answer);
