@@ -16,7 +16,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -29,6 +29,7 @@ mod it {
 #[path = "store/refusals.rs"]
 mod refusals;
 
+use it::support::ports::free_port;
 use it::support::tls::{Authority, Issued};
 use it::support::{PATIENCE, Replica, client, wait_until};
 use serde_json::{Value, json};
@@ -112,10 +113,6 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn replicator() -> Command {

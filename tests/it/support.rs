@@ -8,6 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 pub mod browser;
 pub mod daemon;
 pub mod oracle;
+pub mod ports;
 pub mod replica;
 pub mod servers;
 pub mod tls;

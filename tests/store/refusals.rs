@@ -122,7 +122,7 @@ async fn a_certificate_of_another_name_is_refused_with_a_sentence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_server_is_refused_with_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
     // Ends with the process.
     std::thread::spawn(move || {

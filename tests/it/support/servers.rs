@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::ports::free_port;
 use super::{client, wait_until};
 
 pub const SERVERS: usize = 3;
@@ -50,17 +51,6 @@ struct NatsServer {
     monitor: u16,
     /// `None` while it is dead.
     child: Option<Child>,
-}
-
-/// A port outside of the range from which the system gives ports to connections, so that it stays
-/// free while its server is dead.
-fn free_port() -> u16 {
-    loop {
-        let port = fastrand::u16(10_000..32_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl Servers {
