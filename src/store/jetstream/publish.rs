@@ -217,8 +217,7 @@ impl Publisher {
             let reserved = self.idempotency.reserve(key, task.consistency, partition, nonce.0);
             let reserved = timeout_at(deadline, reserved).await.unwrap_or(Reserved::Unanswered);
             let resumed = timeout_at(deadline, self.resume(reserved, key, &task, &mut nonce)).await;
-            let late = || ControlFlow::Break(Err(AppendError::Unconfirmed));
-            match resumed.unwrap_or_else(|_| late()) {
+            match resumed.unwrap_or(ControlFlow::Break(Err(AppendError::Unconfirmed))) {
                 ControlFlow::Break(Ok(Appended::Repeated(repeated))) => {
                     return self.answer_repeat(key.clone(), repeated, reply, deadline);
                 }
@@ -320,7 +319,7 @@ impl Publisher {
         tokio::select! {
             biased;
             _ = found => Ok(None),
-            // Around all attempts: one that fails at once does not look at the deadline.
+            // One deadline for all attempts: an attempt that fails at once never reaches its own.
             stored = timeout_at(deadline, self.store_at_last(standing, messages)) => {
                 let stored = stored.unwrap_or(Err(AppendError::Unconfirmed));
                 self.note_silence(standing.partition, stored.is_err());

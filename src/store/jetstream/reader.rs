@@ -350,11 +350,10 @@ impl PartitionRecovery {
         settled: &SettledIndex,
     ) -> impl Iterator<Item = (u64, RecoveredTask)> {
         self.tasks.into_iter().map(|(id, mut task)| {
-            task.open.deliveries = settled.deliveries(id);
             if settled.is_left_out(id) {
                 task.forget_deliveries();
-            } else if task.progress.is_none() {
-                task.add_deliveries();
+            } else {
+                task.add_deliveries(settled.deliveries(id));
             }
             (id, task)
         })
@@ -362,17 +361,18 @@ impl PartitionRecovery {
 }
 
 impl RecoveredTask {
-    fn add_deliveries(&mut self) {
-        let Ok((task, _)) = &mut self.task else { return };
+    /// A message with the progress of the task is newer than what is listed.
+    fn add_deliveries(&mut self, deliveries: Deliveries) {
+        self.open.deliveries = deliveries;
+        let (Ok((task, _)), None) = (&mut self.task, self.progress) else { return };
         for (position, progress) in task.progress.iter_mut().enumerate() {
-            if self.open.deliveries.contains(position) {
+            if deliveries.contains(position) {
                 *progress = Progress::Delivered;
             }
         }
     }
 
     fn forget_deliveries(&mut self) {
-        self.open.deliveries = Deliveries::default();
         let Ok((task, _)) = &mut self.task else { return };
         for progress in task.progress.iter_mut().filter(|one| **one == Progress::Delivered) {
             *progress = Progress::Untouched;

@@ -184,7 +184,7 @@ async fn ask<T: for<'de> Deserialize<'de>>(
         let left = deadline.saturating_duration_since(now());
         let request = Request::new().payload(payload.clone()).headers(headers.clone());
         let answer = client.send_request(subject.clone(), request.timeout(None));
-        // Around all of it: without a connection the client may not even take the request.
+        // The timeout covers sending, too: without a connection the client can block before it sends.
         if let Ok(Ok(answer)) = timeout(ONE_TRY.min(left), answer).await
             && let Ok(answer) = serde_json::from_slice(&answer.payload)
         {

@@ -451,6 +451,16 @@ fn a_task_that_a_checkpoint_leaves_out_is_sent_to_all_its_replicas_again() {
 }
 
 #[test]
+fn a_message_wins_over_a_delivery_that_was_listed_before() {
+    let mut world = World::new();
+    let ops = [Op::Append { is_large: false }, Op::Read { lacks: false }, Op::Deliver(0, 0)];
+    ops.into_iter()
+        .chain([Op::Checkpoint, Op::Doubt(0, 1), Op::Checkpoint])
+        .for_each(|op| world.run(op));
+    world.run(Op::Crash { is_stored: false, lacks: false });
+}
+
+#[test]
 fn cleaning_moves_the_floor_past_old_tasks() {
     let mut world = World::new();
     for nth in 0..600 {
