@@ -24,6 +24,7 @@ mod copying;
 mod ends;
 mod figures;
 mod idempotency;
+mod inbox;
 mod journal;
 mod members;
 mod message;

@@ -228,9 +228,12 @@ impl Members {
         if client.connection_state() != async_nats::connection::State::Connected {
             return;
         }
-        if let Err(error) = client.publish(self.store.names().alive(), payload.into()).await {
-            debug!(%error, "this instance cannot be announced");
+        let sent = client.publish(self.store.names().alive(), payload.into());
+        // The next one says the same, and is newer.
+        if timeout(ANNOUNCE_EVERY, sent).await.is_ok_and(|sent| sent.is_ok()) {
+            return;
         }
+        debug!("this instance cannot be announced");
     }
 
     fn hear(&self, payload: &[u8]) {

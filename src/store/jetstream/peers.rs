@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error};
 
+use super::inbox::request_all;
 use super::members::Member;
 use super::message::random;
 use super::shared::StoreShared;
@@ -201,14 +202,9 @@ impl Peers {
         if client.connection_state() != State::Connected {
             return Err(PeerSilence::Silent);
         }
-        let send = async {
-            let inbox = self.new_inbox();
-            let answers = client.subscribe(inbox.clone()).await.ok()?;
-            client.publish_with_reply(names.questions(process), inbox, request).await.ok()?;
-            Some(answers)
-        };
-        let answers = timeout(SILENCE, send).await.ok().flatten();
-        let mut answers = answers.ok_or(PeerSilence::Silent)?;
+        let (subject, inbox) = (names.questions(process), self.new_inbox());
+        let answers = request_all(client, subject, inbox, request, SILENCE).await;
+        let mut answers = answers.map_err(|_| PeerSilence::Silent)?;
         let (deadline, mut answer) = (Instant::now() + longest, IncomingAnswer::default());
         loop {
             let wait = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
@@ -294,11 +290,9 @@ impl Peers {
         let asked = BootTime::now();
         // Not an inbox of the client: an instance may publish only below the name of the cluster.
         let inbox = self.new_inbox();
-        let Ok(mut answers) = self.client().subscribe(inbox.clone()).await else { return false };
         let ready = PartKind::Ready.message(0, &[]);
-        if self.client().publish_with_reply(reply.clone(), inbox, ready).await.is_err() {
-            return false;
-        }
+        let answers = request_all(self.client(), reply.clone(), inbox, ready, SILENCE).await;
+        let Ok(mut answers) = answers else { return false };
         // Without a sender that listens, the servers answer at once.
         let confirmed = timeout(SILENCE, answers.next()).await;
         // This process may have been stopped after it had asked.

@@ -18,6 +18,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use super::connect::Store;
+use super::inbox::{NotSent, request_all};
 use super::message::random;
 use super::status::PartitionLog;
 use crate::task::Partition;
@@ -32,8 +33,6 @@ const READ_BYTES: usize = 4 << 20;
 
 /// How long a server may take for an answer.
 const ANSWER: Duration = Duration::from_secs(2);
-
-const NOT_SENT: &str = "the request could not be sent";
 
 /// A message to be stored.
 #[derive(Clone, Debug)]
@@ -213,7 +212,7 @@ impl Store {
         };
         timeout(within, all_but_last)
             .await
-            .unwrap_or_else(|_| Err(Unanswered(NOT_SENT.to_owned())))?;
+            .unwrap_or_else(|_| Err(Unanswered(NotSent.to_string())))?;
         self.publish(last, within).await
     }
 
@@ -278,16 +277,9 @@ impl Store {
         let failed = |error: String| Unanswered(error);
         let subject = format!("$JS.API.DIRECT.GET.{}", self.names().stream(partition));
         let request = json!({ "seq": first, "batch": messages, "max_bytes": READ_BYTES });
-        let send = async {
-            let inbox = self.client().new_inbox();
-            let answers = self.client().subscribe(inbox.clone()).await;
-            let answers = answers.map_err(|error| failed(error.to_string()))?;
-            let sent = self.client().publish_with_reply(subject, inbox, request.to_string().into());
-            sent.await.map_err(|error| failed(error.to_string()))?;
-            Ok(answers)
-        };
-        let mut answers =
-            timeout(ANSWER, send).await.unwrap_or_else(|_| Err(Unanswered(NOT_SENT.to_owned())))?;
+        let (client, request) = (self.client(), Bytes::from(request.to_string()));
+        let answers = request_all(client, subject, client.new_inbox(), request, ANSWER).await;
+        let mut answers = answers.map_err(|error| failed(error.to_string()))?;
         let mut read = Vec::new();
         loop {
             let answer = timeout(ANSWER, answers.next()).await;

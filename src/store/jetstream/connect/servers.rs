@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap};
+use async_nats::Client;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
+
+use crate::store::jetstream::inbox::request_all;
 
 const SUBJECT: &str = "$SYS.REQ.SERVER.PING.STATSZ";
 
@@ -59,12 +61,8 @@ struct JetStreamConfig {
 pub(super) async fn ask(client: &Client) -> Vec<StoreServer> {
     let inbox = client.new_inbox();
     let mut servers = Vec::new();
-    let Ok(mut answers) = client.subscribe(inbox.clone()).await else { return servers };
-    let headers = HeaderMap::new();
-    let sent = client.publish_with_reply_and_headers(SUBJECT, inbox, headers, Bytes::new()).await;
-    if sent.is_err() {
-        return servers;
-    }
+    let answers = request_all(client, SUBJECT, inbox, Bytes::new(), PATIENCE).await;
+    let Ok(mut answers) = answers else { return servers };
     let deadline = tokio::time::sleep(PATIENCE).deadline();
     while let Ok(Some(message)) = tokio::time::timeout_at(deadline, answers.next()).await {
         // Also if no server answers: then the message has a status and no content.
