@@ -92,8 +92,9 @@ pub(super) struct Owned {
     /// What the messages of the batch on its way are, without its checkpoint.
     sent: Vec<SentRow>,
     undo: GroupUndo,
-    /// Fewer after the log was full.
+    /// Fewer after the log was full, and then groups wait: it may refuse the next one, too.
     most_rows: usize,
+    not_before: Option<Instant>,
     cleaning: Cleaning,
     /// Messages that the log of a server lacks, to be looked for on all.
     holes: Vec<u64>,
@@ -192,6 +193,7 @@ impl Owned {
             sent: Vec::new(),
             undo: GroupUndo::default(),
             most_rows: usize::MAX,
+            not_before: None,
             cleaning: Cleaning::default(),
             holes: Vec::new(),
             holes_known: 0,
@@ -250,13 +252,14 @@ impl Owned {
         let settlements = self.pending_since.map(|since| since + wait);
         // Copies wait for nothing.
         let copies = self.cleaning.has_ready().then_some(self.since);
-        settlements.into_iter().chain(copies).min()
+        let due = settlements.into_iter().chain(copies).min()?;
+        Some(self.not_before.map_or(due, |earliest| due.max(earliest)))
     }
 
-    /// Whether one group has all that is left.
-    pub(super) fn fits_one_group(&self) -> bool {
+    /// Whether one group has all that is left. Of what waits for a key, only if `awaits_keys`.
+    pub(super) fn may_release(&self, awaits_keys: bool) -> bool {
         let mut lacking = self.unbound.iter().chain(&self.unanswered);
-        let waits = lacking.any(|sequence| self.pending.contains_key(sequence));
+        let waits = awaits_keys && lacking.any(|sequence| self.pending.contains_key(sequence));
         let bytes = |settlement: &TaskSettlement| match settlement {
             TaskSettlement::Remove => 0,
             TaskSettlement::Save(progress) => {

@@ -79,6 +79,8 @@ pub(super) struct PartitionTask {
     /// It has messages that this binary cannot read.
     is_unreadable: bool,
     closing: Option<oneshot::Sender<()>>,
+    /// Since then, nothing but the last settlements holds up its release.
+    releasing_since: Option<Instant>,
     purge: Purge,
 }
 
@@ -115,6 +117,7 @@ impl PartitionTask {
             is_in_engine: false,
             is_unreadable: false,
             closing: None,
+            releasing_since: None,
             purge: Purge::default(),
         }
     }
@@ -263,17 +266,22 @@ impl PartitionTask {
         self.owned.as_mut().filter(|owned| owned.epoch == epoch)
     }
 
-    fn wish(&self, now: Instant) -> Wish {
+    fn wish(&mut self, now: Instant) -> Wish {
         let may_own = !self.is_unreadable && self.closing.is_none();
         let owned = self.owned.as_ref();
         let may_claim = may_own && owned.is_none() && !self.is_in_engine;
         let last = self.last.as_ref().map(|(_, last)| last);
         let former = last.filter(|last| !last.is_released).map(|last| last.writer.process);
         let is_quiet = matches!(self.hand_over, HandOver::Quiet { .. });
+        let releases = owned.is_some() && (!may_own || is_quiet);
+        self.releasing_since = releases.then(|| self.releasing_since.unwrap_or(now));
+        // Without them, the next owner repeats the deliveries of these tasks.
+        let patience = self.shared.store.settings().timeout / 2;
+        let awaits_keys = self.releasing_since.is_some_and(|since| now < since + patience);
         Wish {
             claim: may_claim.then(|| self.shared.claims_after(self.partition, former)).flatten(),
             settle: owned.and_then(Owned::group_due).is_some_and(|due| due <= now),
-            release: (!may_own || is_quiet) && owned.is_some_and(Owned::fits_one_group),
+            release: releases && owned.is_some_and(|owned| owned.may_release(awaits_keys)),
         }
     }
 

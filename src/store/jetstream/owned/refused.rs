@@ -3,7 +3,7 @@
 
 use tokio::time::Instant;
 
-use super::Owned;
+use super::{GATHER, MAX_ROWS, Owned};
 use crate::store::jetstream::checkpoint::OpenTask;
 use crate::store::jetstream::standing::TaskSettlement;
 
@@ -49,5 +49,6 @@ impl Owned {
     pub(super) fn accepted(&mut self) {
         self.undo = GroupUndo::default();
         self.most_rows = self.most_rows.saturating_mul(2).max(1);
+        self.not_before = (self.most_rows < MAX_ROWS).then(|| Instant::now() + GATHER);
     }
 }

@@ -18,9 +18,13 @@ impl PartitionTask {
         let (keys, standing) = (Arc::clone(&self.keys), Arc::clone(&self.standing));
         let id = task_id(sequence, self.partition);
         let KeyedTask { idempotency, consistency, nonce } = task;
+        let epoch = self.standing.fence().epoch();
         tokio::spawn(async move {
             // A repeat needs it, so it is done before the task is settled.
             while !keys.bind(&idempotency, consistency, standing.partition, nonce.0, id).await {
+                if standing.fence().epoch() != epoch {
+                    return;
+                }
                 sleep(PAUSE).await;
             }
             standing.order(PartitionOrder::Bound { sequence });
@@ -42,9 +46,13 @@ impl PartitionTask {
         let Some(task) = owned.decided(sequence) else { return };
         let (keys, idempotency) = (Arc::clone(&self.keys), task.idempotency.clone());
         let standing = Arc::clone(&self.standing);
+        let epoch = standing.fence().epoch();
         tokio::spawn(async move {
             // A repeat needs it, so it is done before the task is settled.
             while !keys.conclude(&idempotency, id, answer.clone()).await {
+                if standing.fence().epoch() != epoch {
+                    return;
+                }
                 sleep(PAUSE).await;
             }
             standing.order(PartitionOrder::Answered { sequence });
