@@ -48,6 +48,6 @@ pub use local::{
 #[cfg(test)]
 pub(crate) use memory::{MemoryJournal, MemoryStore};
 pub use records::{
-    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, Repeated,
-    ReplicaRow,
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, RecordCause, Recovered,
+    Repeated, ReplicaRow,
 };

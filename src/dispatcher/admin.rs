@@ -15,7 +15,7 @@ use crate::dispatcher::messages::{AdminError, AdminReply, ListPart, Request};
 use crate::dispatcher::replica_registry::RegistryChange;
 use crate::dispatcher::{Core, Handle};
 use crate::engine::DeliveryFilter;
-use crate::store::{Header, Journal};
+use crate::store::{CommitError, Header, Journal, RecordCause};
 use crate::task::{Node, TaskId};
 
 pub(super) mod barriers;
@@ -94,20 +94,22 @@ where
 impl Core {
     /// Answers when all changes so far are durable.
     fn answer_when_durable<T: Send + 'static>(&self, reply: AdminReply<T>, answer: T) {
-        self.journal.sync(Box::new(move |synced: Result<(), _>| {
-            // The operator may be gone.
-            let _ = reply.send(synced.map(|()| answer).map_err(|_| AdminError::Stopped));
-        }));
+        self.journal.sync(Box::new(|synced| answer_synced(reply, synced, answer)));
     }
 
-    /// Answers at once if nothing was changed.
+    /// Answers when the records of replicas are durable.
+    fn answer_when_recorded<T: Send + 'static>(&self, reply: AdminReply<T>, answer: T) {
+        self.journal.sync_replicas(Box::new(|synced| answer_synced(reply, synced, answer)));
+    }
+
+    /// Answers at once if the record of a replica was not changed.
     fn answer_change<T: Send + 'static>(
         &self,
         reply: AdminReply<Option<T>>,
         changed: Result<Option<T>, AdminError>,
     ) {
         match changed {
-            Ok(Some(changed)) => self.answer_when_durable(reply, Some(changed)),
+            Ok(Some(changed)) => self.answer_when_recorded(reply, Some(changed)),
             unchanged => drop(reply.send(unchanged)),
         }
     }
@@ -122,9 +124,9 @@ impl Core {
         node
     }
 
-    pub(super) fn save_registry(&self, changes: Vec<RegistryChange>) {
+    pub(super) fn save_registry(&self, changes: Vec<RegistryChange>, cause: RecordCause) {
         for (node, row) in changes {
-            self.journal.set_replica(node, row);
+            self.journal.set_replica(node, row, cause);
         }
     }
 
@@ -135,6 +137,16 @@ impl Core {
             key: key.map(|key| self.keys.id(key)),
         }
     }
+}
+
+fn answer_synced<T>(reply: AdminReply<T>, synced: Result<(), CommitError>, answer: T) {
+    let answer = match synced {
+        Ok(()) => Ok(answer),
+        Err(CommitError::Stalled | CommitError::Released) => Err(AdminError::Unconfirmed),
+        Err(_) => Err(AdminError::Stopped),
+    };
+    // The operator may be gone.
+    let _ = reply.send(answer);
 }
 
 /// The part of a filter that needs the row.

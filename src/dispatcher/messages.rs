@@ -169,6 +169,11 @@ pub(crate) struct NewWrite {
 pub enum AdminError {
     #[error("the replicator is shutting down, or its store has failed")]
     Stopped,
+    /// It is made, and may be stored later or not at all.
+    #[error(
+        "the change is made here, but the store has not confirmed it in time: look at its result, and repeat the request if it is lacking"
+    )]
+    Unconfirmed,
     #[error("cannot be read from the store: {0}")]
     Unreadable(String),
     /// The text names the limit.

@@ -122,6 +122,7 @@ impl Problem {
                 let refusal = handle.health().refusal().unwrap_or(Refusal::Draining);
                 Self::Unavailable { error: refusal.to_string(), retry_after }
             }
+            AdminError::Unconfirmed => Self::Unavailable { error: error.to_string(), retry_after },
             AdminError::Unreadable(_) => Self::internal(&error),
             AdminError::TooMany(error) | AdminError::Unanswered(error) => {
                 Self::Unavailable { error, retry_after }
@@ -385,6 +386,7 @@ mod tests {
         let (handle, _requests, _health) = Handle::for_tests();
         for (error, status, sentence) in [
             (AdminError::Stopped, 503, "the replicator is shutting down and accepts no new writes"),
+            (AdminError::Unconfirmed, 503, &AdminError::Unconfirmed.to_string()),
             (AdminError::Unreadable("/secret/path".to_owned()), 500, "internal error"),
             (AdminError::TooMany("8 run".to_owned()), 503, "8 run"),
             (AdminError::Invalid("no".to_owned()), 400, "no"),

@@ -485,9 +485,13 @@ fn records_of_replicas_come_before_the_claim(open: Open) {
     let (listener, place) = Listener::new(open);
     let row = ReplicaRow::new(Timestamp(1));
     for name in ["http://a", "http://b"] {
-        listener.journal().set_replica(Node::parse(name).unwrap(), Some(row.clone()));
+        listener.journal().set_replica(
+            Node::parse(name).unwrap(),
+            Some(row.clone()),
+            RecordCause::Use,
+        );
     }
-    listener.journal().set_replica(Node::parse("http://b").unwrap(), None);
+    listener.journal().set_replica(Node::parse("http://b").unwrap(), None, RecordCause::Operator);
     listener.append("write", None);
     let id = id(&listener.outcomes(1).remove(0).1);
     listener.close().unwrap();

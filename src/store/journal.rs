@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::jetstream::{ClusterStatus, Peers};
 use super::lines::Exported;
 use super::records::{
-    CommitError, Header, IdempotencyAnswer, ReadError, Recovered, Repeated, ReplicaRow,
+    CommitError, Header, IdempotencyAnswer, ReadError, RecordCause, Recovered, Repeated, ReplicaRow,
 };
 use crate::lease::Fence;
 use crate::task::{
@@ -48,8 +48,9 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// is not stored at all: its reply is [`AppendError::Removed`].
     fn remove(&self, id: TaskId);
 
-    /// Writes the record of a replica before any write that is appended later; `None` removes it.
-    fn set_replica(&self, node: Node, row: Option<ReplicaRow>);
+    /// Writes the record of a replica before any write to it that is appended later; `None` removes it.
+    /// If what another process has set stays instead, [`JournalEvent::Replica`] tells it.
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>, cause: RecordCause);
 
     /// The current state of an idempotency key. A later [`Self::append`] may find another one.
     fn key(&self, idempotency: &Idempotency) -> KeyState;
@@ -66,8 +67,14 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// Removes expired idempotency keys.
     fn tick(&self, now: Moment);
 
-    /// Calls `reply` once the effects of all earlier calls are durable.
+    /// Calls `reply` once the effects of all earlier calls are durable. A store of several processes
+    /// gives up after a while.
     fn sync(&self, reply: Reply);
+
+    /// Calls `reply` once the records of replicas set so far are durable. Gives up as [`Self::sync`].
+    fn sync_replicas(&self, reply: Reply) {
+        self.sync(reply);
+    }
 
     /// Begins a snapshot, and calls `begun` with it once the effects of all earlier calls of
     /// [`Self::append`] are durable.

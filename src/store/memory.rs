@@ -13,7 +13,8 @@ use super::journal::{
 use super::local::{KeyLimits, Keys};
 use crate::lease::Fence;
 use crate::store::records::{
-    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, Recovered, ReplicaRow,
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, RecordCause, Recovered,
+    ReplicaRow,
 };
 use crate::task::{
     Idempotency, Moment, NewTask, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
@@ -231,7 +232,7 @@ impl Journal for MemoryJournal {
         }
     }
 
-    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>, _: RecordCause) {
         let replicas = &mut lock(&self.store).replicas;
         match row {
             Some(row) => drop(replicas.insert(node, row)),

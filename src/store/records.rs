@@ -108,6 +108,15 @@ impl ReplicaRow {
     }
 }
 
+/// Why the record of a replica changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordCause {
+    /// The first write to it, or the removal of another record to make room for it. Replaces nothing
+    /// that an operator has set.
+    Use,
+    Operator,
+}
+
 /// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.
 pub(super) const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64 + 1 + 255;
 

@@ -10,6 +10,7 @@ use crate::dispatcher::messages::{
 };
 use crate::dispatcher::{Core, Handle, view};
 use crate::engine::{ForgetCounts, Now, ProbeState, RenameError};
+use crate::store::RecordCause;
 use crate::task::{BreakerState, Counters, Node, ReplicaLimits, ReplicaPause, ReplicaState};
 
 /// A replica that is being forgotten, and the operator that waits for it.
@@ -138,7 +139,7 @@ impl Core {
             ReplicaRequest::EndRecord { node, reply } => {
                 let node = self.registry.resolve(&node).clone();
                 self.end_record(now, &node);
-                self.answer_when_durable(reply, ());
+                self.answer_when_recorded(reply, ());
             }
             ReplicaRequest::Applied { record, reply } => {
                 let applied = match record {
@@ -216,7 +217,7 @@ impl Core {
 
     fn set_pause(&mut self, now: Now, node: &Node, pause: Option<ReplicaPause>) {
         let change = self.registry.pause(node, pause, now.wall);
-        self.save_registry(vec![change]);
+        self.save_registry(vec![change], RecordCause::Operator);
         self.engine.pause(now, node, pause);
         self.act(now);
     }
@@ -251,7 +252,7 @@ impl Core {
         let limits = change.apply(known);
         if limits != known {
             let change = self.registry.limit(&node, limits, now.wall);
-            self.save_registry(vec![change]);
+            self.save_registry(vec![change], RecordCause::Operator);
             self.engine.limit(now, &node, limits);
             self.act(now);
             info!(replica = %node, %limits, "an operator has changed the limits of a replica");
@@ -272,7 +273,7 @@ impl Core {
         // Another process could have paused it again since, and this would end that pause: there, a
         // record whose time is over is no pause.
         if self.journal.processes() == NonZeroU32::MIN {
-            self.save_registry(vec![change]);
+            self.save_registry(vec![change], RecordCause::Operator);
         }
         let until = pause.until.map(view::time);
         let shown = until.as_deref().unwrap_or_default();
@@ -301,7 +302,7 @@ impl Core {
             )));
         }
         let changes = self.registry.note_use(&node, now.wall);
-        self.save_registry(changes);
+        self.save_registry(changes, RecordCause::Operator);
         Ok(node)
     }
 
@@ -374,7 +375,7 @@ impl Core {
 
     fn end_record(&mut self, now: Now, node: &Node) {
         let changes = self.registry.forget(node, now.wall);
-        self.save_registry(changes);
+        self.save_registry(changes, RecordCause::Operator);
         self.engine.pause(now, node, None);
         self.engine.limit(now, node, ReplicaLimits::default());
         self.act(now);
@@ -408,7 +409,7 @@ impl Core {
         }
         let changes = self.registry.rename(&node, to, now.wall);
         self.resolve_waiting();
-        self.save_registry(changes);
+        self.save_registry(changes, RecordCause::Operator);
         self.observed.latency.rename(&node, to);
         self.observed.past.rename(&node, to);
         self.act(now);

@@ -24,7 +24,9 @@ use crate::engine::{
     Arrived, ClearReservation, Full, Moment, Now, Origin, Reservation, SharedLimit,
 };
 use crate::metrics::Reason;
-use crate::store::{Append, AppendError, AppendReply, Appended, KeyState, NoRoom, Numbered};
+use crate::store::{
+    Append, AppendError, AppendReply, Appended, KeyState, NoRoom, Numbered, RecordCause,
+};
 use crate::task::{Consistency, NewTask, Partition, Task, TaskChange, TaskId};
 
 pub(crate) struct Intake {
@@ -229,7 +231,7 @@ impl Core {
                 // Durable no later than the first write to a replica.
                 for node in &waiter.new.replicas {
                     let changes = self.registry.note_use(node, now.wall);
-                    self.save_registry(changes);
+                    self.save_registry(changes, RecordCause::Use);
                 }
                 self.prepare_append(now, waiter, Some(reservation));
                 Admitted::Appending

@@ -38,7 +38,9 @@ use crate::lease::Fence;
 use crate::store::journal::{
     Append, AppendError, BoxFuture, Journal, KeyState, NoRoom, Notify, Numbered, Reply, Stats,
 };
-use crate::store::records::{CommitError, Header, IdempotencyAnswer, ReadError, ReplicaRow};
+use crate::store::records::{
+    CommitError, Header, IdempotencyAnswer, ReadError, RecordCause, ReplicaRow,
+};
 use crate::task::{
     Idempotency, Moment, Node, Obstacle, Partition, Progress, ReplicaIndex, Task, TaskId,
 };
@@ -125,6 +127,17 @@ impl JetStreamJournal {
         if let Some(standing) = self.shared.standing(partition) {
             standing.order(order);
         }
+    }
+
+    /// Ends a read that servers do not answer: each try may ask many times.
+    fn within_timeout<T>(
+        &self,
+        read: impl Future<Output = Result<T, ReadError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, ReadError>> {
+        let patience = self.store().settings().timeout;
+        Box::pin(
+            async move { timeout(patience, read).await.unwrap_or(Err(ReadError::Interrupted)) },
+        )
     }
 
     fn settle(&self, id: TaskId, settlement: TaskSettlement) {
@@ -273,8 +286,8 @@ impl Journal for JetStreamJournal {
         self.settle(id, TaskSettlement::Remove);
     }
 
-    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
-        self.meta.set_replica(node, row);
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>, cause: RecordCause) {
+        self.meta.set_replica(node, row, cause);
     }
 
     fn key(&self, _: &Idempotency) -> KeyState {
@@ -310,18 +323,33 @@ impl Journal for JetStreamJournal {
             standing.order(PartitionOrder::Sync(Box::new(reply)));
             syncs.push(result);
         }
+        let patience = self.store().settings().timeout;
         self.runtime.spawn(async move {
-            let mut result = meta.written().await;
-            for sync in syncs {
-                result = result.and(sync.await.unwrap_or(Err(CommitError::Closed)));
-            }
-            reply(result);
+            let all = async {
+                meta.written().await?;
+                for sync in syncs {
+                    sync.await.unwrap_or(Err(CommitError::Closed))?;
+                }
+                Ok(())
+            };
+            reply(timeout(patience, all).await.unwrap_or(Err(CommitError::Stalled)));
+        });
+    }
+
+    fn sync_replicas(&self, reply: Reply) {
+        if self.is_closed() {
+            return reply(Err(CommitError::Closed));
+        }
+        let (meta, patience) = (Arc::clone(&self.meta), self.store().settings().timeout);
+        self.runtime.spawn(async move {
+            let written = timeout(patience, meta.written()).await;
+            reply(written.unwrap_or(Err(CommitError::Stalled)));
         });
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
         let store = self.store().clone();
-        Box::pin(async move {
+        let read = async move {
             for _ in 0..READS {
                 match store.read_task(id).await {
                     Ok(task) => return Ok(task),
@@ -334,7 +362,8 @@ impl Journal for JetStreamJournal {
                 }
             }
             Err(ReadError::Interrupted)
-        })
+        };
+        self.within_timeout(read)
     }
 
     fn headers(
@@ -342,7 +371,7 @@ impl Journal for JetStreamJournal {
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
         let store = self.store().clone();
-        Box::pin(async move {
+        let read = async move {
             let mut headers = Vec::with_capacity(ids.len());
             for ids in ids.chunks(READS_AT_ONCE) {
                 let reads = ids.iter().map(|&id| {
@@ -359,7 +388,8 @@ impl Journal for JetStreamJournal {
                 }
             }
             Ok(headers)
-        })
+        };
+        self.within_timeout(read)
     }
 
     fn fence(&self, id: TaskId) -> Fence {

@@ -4,25 +4,27 @@
 //! reads all of them in the order of the stream: at a hint, which is the row itself on its way to the
 //! servers, and otherwise every second.
 //!
-//! A row is written by compare-and-set on the version that this process has read. A first use never
-//! replaces a row. An operator's action does: of two at the same time, the last one wins.
+//! A row is written by compare-and-set on the version that this process has read. What an operator has
+//! set is never replaced by a first use or by the removal of an unused record. It is by another
+//! operator's action: of two at the same time, the last one wins. An action that could not be stored
+//! within `--store-timeout` yields to a row that another instance has written since.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::connect::{ConnectError, Store};
 use super::record::hash;
-use super::rows::{self, Got, Put, Row, Wanted};
+use super::rows::{self, Got, Put, Row, Wanted, now};
 use super::transfer::TransferError;
-use crate::store::{CommitError, JournalEvent, ReplicaRow};
+use crate::store::{CommitError, JournalEvent, RecordCause, ReplicaRow};
 use crate::task::{Node, ReplicaLimits, ReplicaPause, Timestamp};
 
 const FORMAT: u32 = 1;
@@ -32,7 +34,7 @@ const READ_EVERY: Duration = Duration::from_secs(1);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
 /// Of an import to write a record.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 5;
 
 /// How long a removed record is kept, so that every instance reads it.
 const REMOVED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -65,7 +67,19 @@ struct StoredRow {
 struct RecordChange {
     node: Node,
     row: Option<ReplicaRow>,
+    cause: RecordCause,
     number: u64,
+    at: Instant,
+    /// From then on an operator's change yields.
+    deadline: Instant,
+}
+
+/// The last message of a record that was read or written.
+struct Known {
+    sequence: u64,
+    row: Option<ReplicaRow>,
+    /// When a row that another process wrote was read.
+    heard: Option<Instant>,
 }
 
 /// The handle of the task.
@@ -74,6 +88,7 @@ pub(super) struct Meta {
     changes: mpsc::UnboundedSender<RecordChange>,
     queued: Arc<Mutex<Queued>>,
     written: watch::Receiver<u64>,
+    timeout: Duration,
 }
 
 /// The changes that are not written yet.
@@ -81,8 +96,8 @@ pub(super) struct Meta {
 struct Queued {
     /// Counts all changes.
     last: u64,
-    /// What is read of these is older than what the engine knows.
-    nodes: HashMap<Node, usize>,
+    /// The number of the last change of each. What is read of these is older than what the engine knows.
+    nodes: HashMap<Node, u64>,
 }
 
 impl Meta {
@@ -101,24 +116,43 @@ impl Meta {
         })?;
         records.read_all().await?;
         tokio::spawn(records.run(received, hints, done));
-        Ok(Self { changes, queued, written })
+        Ok(Self { changes, queued, written, timeout: store.settings().timeout })
     }
 
     /// Writes a record, after those of before.
-    pub(super) fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
-        let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn set_replica(&self, node: Node, row: Option<ReplicaRow>, cause: RecordCause) {
+        let at = now();
+        let mut queued = lock(&self.queued);
         queued.last += 1;
-        *queued.nodes.entry(node.clone()).or_default() += 1;
+        let number = queued.last;
+        queued.nodes.insert(node.clone(), number);
+        let deadline = at + self.timeout;
         // Under the lock, so that the numbers are in the order of the channel. It is closed only while
         // the process ends.
-        let _ = self.changes.send(RecordChange { node, row, number: queued.last });
+        let _ = self.changes.send(RecordChange { node, row, cause, number, at, deadline });
     }
 
-    /// Waits until the records set before this call are stored.
+    /// Waits until all records set before this call are stored.
     pub(super) async fn written(&self) -> Result<(), CommitError> {
-        let last = self.queued.lock().unwrap_or_else(PoisonError::into_inner).last;
+        let last = lock(&self.queued).last;
+        self.written_through(last).await
+    }
+
+    /// Waits until the records of these replicas set before this call are stored.
+    pub(super) async fn written_of(&self, nodes: &[Node]) -> Result<(), CommitError> {
+        let last = {
+            let queued = lock(&self.queued);
+            nodes.iter().filter_map(|node| queued.nodes.get(node)).max().copied()
+        };
+        match last {
+            Some(last) => self.written_through(last).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn written_through(&self, number: u64) -> Result<(), CommitError> {
         let mut written = self.written.clone();
-        let reached = written.wait_for(|written| *written >= last).await;
+        let reached = written.wait_for(|written| *written >= number).await;
         reached.map(|_| ()).map_err(|_| CommitError::Closed)
     }
 }
@@ -129,11 +163,11 @@ pub(super) async fn read_all(store: &Store) -> Result<BTreeMap<Node, ReplicaRow>
     let rows = Arc::clone(&found);
     let mut records = Records::new(store, move |event| {
         if let JournalEvent::Replica { node, row: Some(row) } = event {
-            rows.lock().unwrap_or_else(PoisonError::into_inner).insert(node, row);
+            lock(&rows).insert(node, row);
         }
     });
     records.read_all().await?;
-    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
+    Ok(std::mem::take(&mut *lock(&found)))
 }
 
 /// Stores a record of another store.
@@ -143,8 +177,12 @@ pub(super) async fn restore(
     row: &ReplicaRow,
 ) -> Result<(), TransferError> {
     let mut records = Records::new(store, |_| {});
+    let (at, row) = (now(), Some(row.clone()));
+    let deadline = at + ATTEMPTS * store.settings().timeout;
+    let cause = RecordCause::Operator;
+    let change = RecordChange { node: node.clone(), row, cause, number: 0, at, deadline };
     for _ in 0..ATTEMPTS {
-        if matches!(records.write(node, Some(row)).await, Written::Done) {
+        if matches!(records.write(&change).await, Written::Done) {
             return Ok(());
         }
     }
@@ -155,8 +193,7 @@ struct Records {
     store: Store,
     notify: Box<dyn Fn(JournalEvent) + Send + Sync>,
     queued: Arc<Mutex<Queued>>,
-    /// The sequence of the last message of each record that was read or written.
-    versions: HashMap<Node, u64>,
+    known: HashMap<Node, Known>,
     /// All messages up to this sequence were read.
     read_to: u64,
 }
@@ -165,6 +202,8 @@ struct Records {
 enum Written {
     Done,
     Again,
+    /// A row of another process stays.
+    Yielded,
 }
 
 impl Records {
@@ -173,7 +212,7 @@ impl Records {
             store: store.clone(),
             notify: Box::new(notify),
             queued: Arc::default(),
-            versions: HashMap::new(),
+            known: HashMap::new(),
             read_to: 0,
         }
     }
@@ -188,12 +227,9 @@ impl Records {
             tokio::select! {
                 biased;
                 change = changes.recv() => {
-                    let Some(RecordChange { node, row, number }) = change else { return };
-                    while matches!(self.write(&node, row.as_ref()).await, Written::Again) {
-                        sleep(RETRY_EVERY).await;
-                    }
-                    self.forget_queued(&node);
-                    done.send_replace(number);
+                    let Some(change) = change else { return };
+                    self.carry_out(&change).await;
+                    done.send_replace(change.number);
                 }
                 hint = hints.next() => {
                     if hint.is_none() {
@@ -207,30 +243,50 @@ impl Records {
         }
     }
 
-    fn forget_queued(&self, node: &Node) {
-        let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = queued.nodes.get_mut(node) {
-            *count -= 1;
-            if *count == 0 {
+    async fn carry_out(&mut self, change: &RecordChange) {
+        let written = loop {
+            match self.write(change).await {
+                Written::Again => sleep(RETRY_EVERY).await,
+                written => break written,
+            }
+        };
+        let node = &change.node;
+        {
+            let mut queued = lock(&self.queued);
+            if queued.nodes.get(node) == Some(&change.number) {
                 queued.nodes.remove(node);
             }
         }
+        if let Written::Yielded = written {
+            if change.cause == RecordCause::Operator {
+                warn!(replica = %node, "a change of a replica could not be stored in time: another instance has changed it since, and that holds");
+            }
+            let row = self.known.get(node).and_then(|known| known.row.clone());
+            self.report(node.clone(), row);
+        }
     }
 
-    async fn write(&mut self, node: &Node, row: Option<&ReplicaRow>) -> Written {
-        let known = self.versions.get(node).copied();
-        let Ok(payload) = serde_json::to_vec(&Stored::of(node, row)) else { return Written::Done };
+    async fn write(&mut self, change: &RecordChange) -> Written {
+        let RecordChange { node, row, .. } = change;
+        let known = self.known.get(node);
+        if known.is_some_and(|known| change.yields_to(known)) {
+            return Written::Yielded;
+        }
+        let expected = Some(known.map_or(0, |known| known.sequence));
+        let heard = known.and_then(|known| known.heard);
+        let Ok(payload) = serde_json::to_vec(&Stored::of(node, row.as_ref())) else {
+            return Written::Done;
+        };
         let (client, timeout) = (self.store.client(), self.store.settings().timeout);
         let subject = self.store.names().meta("replica", &hash(node.as_str()));
         let ttl = row.is_none().then_some(REMOVED_FOR);
-        let expected = Some(known.unwrap_or_default());
         let payload = Bytes::from(payload);
         match rows::put(client, subject.clone(), payload, expected, ttl, timeout).await {
             Put::Stored(sequence) => {
-                self.versions.insert(node.clone(), sequence);
+                self.known.insert(node.clone(), Known { sequence, row: row.clone(), heard });
                 Written::Done
             }
-            Put::Refused => self.refused(node, row, known, &subject).await,
+            Put::Refused => self.refused(change, &subject).await,
             Put::Unanswered => Written::Again,
             Put::Full => {
                 warn!(
@@ -248,25 +304,28 @@ impl Records {
     }
 
     /// Another message is the last one: of another instance, or of an attempt whose answer was lost.
-    async fn refused(
-        &mut self,
-        node: &Node,
-        row: Option<&ReplicaRow>,
-        known: Option<u64>,
-        subject: &str,
-    ) -> Written {
+    async fn refused(&mut self, change: &RecordChange, subject: &str) -> Written {
+        let RecordChange { node, row, .. } = change;
         let stream = self.store.names().meta_stream();
         let timeout = self.store.settings().timeout;
         let wanted = Wanted::Last { subject };
         match rows::get(self.store.client(), &stream, &wanted, timeout).await {
             Got::Row(found) => {
-                let same = Stored::parse(&found.payload) == Some(Stored::of(node, row));
-                let is_first_use = row.is_some_and(ReplicaRow::is_plain) && known.is_none();
-                self.versions.insert(node.clone(), found.sequence);
-                if same || is_first_use { Written::Done } else { Written::Again }
+                let stored = Stored::parse(&found.payload);
+                let is_same = stored.as_ref() == Some(&Stored::of(node, row.as_ref()));
+                let read = stored.and_then(Stored::into_row);
+                let is_unreadable = read.is_none();
+                let (sequence, heard) = (found.sequence, (!is_same).then(now));
+                let row = read.and_then(|(_, row)| row);
+                self.known.insert(node.clone(), Known { sequence, row, heard });
+                // One of a newer version is a record, too.
+                match is_same || (is_unreadable && change.cause == RecordCause::Use) {
+                    true => Written::Done,
+                    false => Written::Again,
+                }
             }
             Got::None => {
-                self.versions.remove(node);
+                self.known.remove(node);
                 Written::Again
             }
             Got::Unanswered | Got::Failed(_) => Written::Again,
@@ -275,13 +334,13 @@ impl Records {
 
     /// Reads at the start, when nothing may be missing.
     async fn read_all(&mut self) -> Result<(), ConnectError> {
-        let deadline = rows::now() + self.store.settings().timeout;
+        let deadline = now() + self.store.settings().timeout;
         loop {
             match self.read_next().await {
                 Got::Row(row) => self.take(&row),
                 Got::None => return Ok(()),
                 // A stream without a leader may answer so at once.
-                Got::Unanswered if rows::now() < deadline => sleep(RETRY_EVERY).await,
+                Got::Unanswered if now() < deadline => sleep(RETRY_EVERY).await,
                 Got::Unanswered => {
                     return Err(ConnectError::NotReady("the records cannot be read".to_owned()));
                 }
@@ -324,13 +383,33 @@ impl Records {
                 "the record of a replica cannot be read: it was written by a newer version or is damaged"
             );
         };
-        let version = self.versions.entry(node.clone()).or_default();
-        *version = found.sequence.max(*version);
-        // The newer one is on its way, and will be read, too.
-        let queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
-        if !queued.nodes.contains_key(&node) {
-            drop(queued);
+        if self.known.get(&node).is_none_or(|known| known.sequence < found.sequence) {
+            let known = Known { sequence: found.sequence, row: row.clone(), heard: Some(now()) };
+            self.known.insert(node.clone(), known);
+        }
+        self.report(node, row);
+    }
+
+    fn report(&self, node: Node, row: Option<ReplicaRow>) {
+        // A newer one is on its way, and will be read, too.
+        if !lock(&self.queued).nodes.contains_key(&node) {
             (self.notify)(JournalEvent::Replica { node, row });
+        }
+    }
+}
+
+impl RecordChange {
+    /// Whether a row stays as it is.
+    fn yields_to(&self, known: &Known) -> bool {
+        match self.cause {
+            RecordCause::Use => {
+                let is_use = self.row.is_some();
+                known.row.as_ref().is_some_and(|row| is_use || !row.is_plain())
+            }
+            RecordCause::Operator => {
+                let is_newer = known.heard.is_some_and(|heard| heard > self.at);
+                is_newer && now() >= self.deadline
+            }
         }
     }
 }
@@ -369,36 +448,9 @@ impl Stored {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU64;
-
-    use super::*;
-
-    #[test]
-    fn a_record_is_read_as_it_was_written() {
-        let node = |name: &str| Node::parse(&format!("http://{name}")).unwrap();
-        let since = Timestamp(1_700_000_000_000_000_001);
-        let row = ReplicaRow {
-            pause: Some(ReplicaPause { since, until: None }),
-            renamed_to: Some(node("b:80")),
-            ..ReplicaRow::new(Timestamp(3))
-        };
-        let limited = ReplicaRow {
-            pause: Some(ReplicaPause { since, until: Some(Timestamp(u64::MAX)) }),
-            limits: ReplicaLimits { bandwidth: NonZeroU64::new(5), ..ReplicaLimits::default() },
-            ..row.clone()
-        };
-        for row in [Some(row), Some(limited), None] {
-            let payload = serde_json::to_vec(&Stored::of(&node("a"), row.as_ref())).unwrap();
-            let stored = Stored::parse(&payload).and_then(Stored::into_row);
-            assert_eq!(stored, Some((node("a"), row)));
-        }
-    }
-
-    #[test]
-    fn a_record_of_a_newer_version_is_not_read_as_something_else() {
-        let payload = br#"{"format":2,"node":"http://a","row":null}"#;
-        assert_eq!(Stored::parse(payload), None);
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -207,7 +207,8 @@ impl Publisher {
             return reply(Err(error));
         }
         // A replica's first write comes after its record.
-        if !matches!(timeout_at(deadline, self.meta.written()).await, Ok(Ok(()))) {
+        let recorded = self.meta.written_of(&new.replicas);
+        if !matches!(timeout_at(deadline, recorded).await, Ok(Ok(()))) {
             return reply(Err(AppendError::Unconfirmed));
         }
         let mut nonce = Nonce::random();

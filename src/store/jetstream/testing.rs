@@ -37,6 +37,12 @@ impl NatsServer {
         let _ = self.child.wait();
     }
 
+    /// It answers nothing any more, and its connections stay.
+    pub(crate) fn suspend(&self) {
+        let stop = Command::new("kill").args(["-STOP", &self.child.id().to_string()]).status();
+        assert!(stop.unwrap().success());
+    }
+
     pub(crate) fn settings(
         &self,
         node: &str,

@@ -20,7 +20,7 @@ use crate::store::journal::{
     Notify, Numbered, Reply, SnapshotError, SnapshotReply, Stats,
 };
 use crate::store::records::{
-    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, ReplicaRow,
+    CommitError, Header, IdempotencyAnswer, IdempotencyRow, ReadError, RecordCause, ReplicaRow,
 };
 use crate::task::{
     Consistency, Idempotency, Moment, Node, Now, Obstacle, Partition, Progress, ReplicaIndex, Task,
@@ -221,7 +221,7 @@ impl Journal for LocalJournal {
         self.committer.remove(id);
     }
 
-    fn set_replica(&self, node: Node, row: Option<ReplicaRow>) {
+    fn set_replica(&self, node: Node, row: Option<ReplicaRow>, _: RecordCause) {
         self.committer.set_replica(node, row, None);
     }
 
