@@ -24,6 +24,8 @@ mod it {
 mod damage;
 #[path = "cluster/faults.rs"]
 mod faults;
+#[path = "cluster/fencing.rs"]
+mod fencing;
 #[path = "cluster/figures.rs"]
 mod figures;
 #[path = "cluster/judge.rs"]
