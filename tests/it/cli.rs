@@ -98,6 +98,39 @@ async fn the_exit_code_of_status_reports_the_state() {
 }
 
 #[tokio::test]
+async fn how_long_a_replica_may_be_away_is_estimated_from_the_present_rate() {
+    let replica = Replica::start().await;
+    let daemon = Daemon::start(&["--queue-capacity", "1000000"]).await;
+    let url = replica.url();
+    let bare = url.trim_start_matches("http://");
+    run(&daemon, &format!("replicas pause {bare}"), 0).await;
+    let mut number = 0;
+    let shown = loop {
+        daemon.accept(&set(&format!("key/{number}"), "value", &[&replica])).await;
+        number += 1;
+        let shown = json(&daemon, &format!("replicas show {bare}"), 0).await;
+        if !shown["outage_limit"].is_null() {
+            break shown;
+        }
+    };
+    // The queue is the smallest limit of a paused replica.
+    assert_eq!(shown["outage_limit"], "--queue-capacity", "{shown}");
+    let seconds = shown["outage_headroom_seconds"].as_f64().unwrap();
+    assert!(seconds > 0.0 && seconds <= 30.0 * 24.0 * 3600.0, "{shown}");
+    let of_replica = format!("replicator_outage_headroom_seconds{{replica=\"{url}\"}} ");
+    let metrics = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metric = metrics.lines().find_map(|line| line.strip_prefix(&of_replica)).unwrap();
+    assert!(metric.parse::<f64>().unwrap() < 30.0 * 24.0 * 3600.0, "{metric}");
+    let expected = "before --queue-capacity refuses writes";
+    for (command, code) in [("status".to_owned(), 3), (format!("replicas show {bare}"), 0)] {
+        daemon.accept(&set("again", "value", &[&replica])).await;
+        let printed = run(&daemon, &command, code).await;
+        assert!(printed.contains("may be away") && printed.contains(expected), "{printed}");
+    }
+}
+
+#[tokio::test]
 async fn a_replica_is_paused_shown_and_resumed() {
     let replica = Replica::start().await;
     let daemon = Daemon::start(&[]).await;

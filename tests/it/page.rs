@@ -313,3 +313,30 @@ async fn a_stopped_daemon_is_reported_and_the_page_reconnects() {
     browser.until_says("#link", "Live").await;
     browser.until("document.querySelector('#stale').hidden").await;
 }
+
+#[tokio::test]
+async fn limits_and_the_end_of_a_pause_and_what_an_outage_costs_are_shown() {
+    let replica = Replica::start().await;
+    let daemon = Daemon::start(&["--queue-capacity", "1000000"]).await;
+    let path = format!("/v1/replicas/{}", replica.url().replace("http://", ""));
+    let (status, answer) =
+        daemon.post_to(&format!("{path}/pause"), &json!({ "for_seconds": 3600 })).await;
+    assert_eq!(status, 200, "{answer}");
+    let limit = daemon.client().patch(daemon.url(&path)).json(&json!({ "rate": 50 }));
+    assert_eq!(limit.send().await.unwrap().status(), 200);
+    let browser = Browser::open(&daemon.url("/")).await;
+    browser.until_says(&row(&replica), "limit 50/s").await;
+    browser.until_says(&row(&replica), "ends in").await;
+    // The estimate is of the present rate.
+    let writes = async {
+        for number in 0.. {
+            daemon.accept(&set(&format!("key/{number}"), "v", &[&replica])).await;
+        }
+    };
+    let row = row(&replica);
+    tokio::select! {
+        () = writes => {}
+        () = browser.until_says(&row, "writes refused in") => {}
+    }
+    assert_eq!(browser.complaints().await, [""; 0]);
+}

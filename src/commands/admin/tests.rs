@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{
-    CommandError, CommandOutcome, DaemonClient, Screen, barrier, dead_letters, replicas, status,
-    tasks,
+    CommandError, CommandOutcome, DaemonClient, Screen, barrier, dead_letters, keys, replicas,
+    status, tasks, verify,
 };
 use crate::cli::{Cli, Command};
 use crate::task::Timestamp;
@@ -20,6 +20,7 @@ mod answers;
 mod cluster;
 mod letters;
 mod limits;
+mod verification;
 
 /// 2026-01-01T00:00:00Z in every test.
 fn now() -> Timestamp {
@@ -164,6 +165,8 @@ async fn run_command(command: &Command, interrupt: impl AsyncFnMut()) -> Ran {
             super::cluster::run(args, &client(&args.ask.connect), screen).await
         }
         Command::Barrier(args) => barrier::run(args, &client(&args.ask.connect), screen).await,
+        Command::Key(args) => keys::run(args, &client(&args.ask.connect), screen).await,
+        Command::Verify(args) => verify::run(args, &client(&args.ask.connect), screen).await,
         other => panic!("{other:?} is not scripted"),
     };
     Ran { result, out: out.text(), err: err.text(), seen: Vec::new() }

@@ -3,13 +3,14 @@
 use super::*;
 
 /// Commands with the request that they send first.
-const COMMANDS: [(&str, &str); 14] = [
+const COMMANDS: [(&str, &str); 17] = [
     ("cluster", "GET /v1/cluster"),
     ("cluster drain b", "POST /v1/cluster/drain"),
     ("status", "GET /health"),
     ("replicas", "GET /v1/replicas"),
     ("replicas show b", "GET /v1/replicas/http:%2F%2Fb"),
     ("replicas pause b", "POST /v1/replicas/http:%2F%2Fb/pause"),
+    ("replicas set b --rate 5", "PATCH /v1/replicas/http:%2F%2Fb"),
     ("replicas probe b", "POST /v1/replicas/http:%2F%2Fb/probe"),
     ("replicas forget b", "GET /v1/replicas/http:%2F%2Fb"),
     ("replicas rename b c", "GET /v1/replicas/http:%2F%2Fb"),
@@ -18,6 +19,8 @@ const COMMANDS: [(&str, &str); 14] = [
     ("dead-letters", "GET /v1/dead-letters?limit=100"),
     ("dead-letters discard --all", "POST /v1/dead-letters/discard"),
     ("barrier --wait 1s", "POST /v1/barriers"),
+    ("key a/b", "GET /v1/keys/a%2Fb"),
+    ("verify", "POST /v1/verify"),
 ];
 
 /// The error of a command against a server that sends `bytes`, whatever it is asked.
