@@ -96,9 +96,22 @@ impl Copy {
         Self { text, accepted, before, begun }
     }
 
-    /// A daemon on the copy must bring each write to its replicas that was accepted before it, and send
-    /// nothing older after it.
-    async fn judge(&self, replicas: &[Replica]) {
+    /// The newest task of the copy.
+    fn newest(&self) -> Option<u64> {
+        let lines = self.text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines = lines.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+        lines
+            .filter(|line| line["key"].is_string())
+            .map(|line| line["task"].as_u64().unwrap())
+            .max()
+    }
+
+    /// A daemon on the copy must bring each write to its replicas that was accepted before it, or that is
+    /// not newer than its newest one, and send nothing older after it.
+    async fn judge(&self, accepted: &[Accepted], replicas: &[Replica]) {
+        let newest = self.newest();
+        let meanwhile = accepted.iter().filter(|write| Some(write.task) <= newest);
+        let accepted: Vec<_> = self.accepted.iter().chain(meanwhile).collect();
         let temp = tempfile::tempdir().unwrap();
         let (file, dir) = (temp.path().join("copy"), temp.path().join("data"));
         std::fs::write(&file, &self.text).unwrap();
@@ -113,7 +126,7 @@ impl Copy {
         {
             replica.until_quiet().await;
             let seen = replica.seen();
-            let mut keys: Vec<_> = self.accepted.iter().map(|write| &write.key).collect();
+            let mut keys: Vec<_> = accepted.iter().map(|write| &write.key).collect();
             keys.sort_unstable();
             keys.dedup();
             for key in keys {
@@ -122,7 +135,7 @@ impl Copy {
                     let requests = requests.filter(|request| request.applied);
                     requests.filter(|request| request.key() == *key).map(Seen::sequence)
                 };
-                let of_key = self.accepted.iter().filter(|write| write.key == *key);
+                let of_key = accepted.iter().filter(|write| write.key == *key);
                 let newest = of_key.map(|write| write.task).max().unwrap();
                 let sent: Vec<_> = applied(start, seen.len()).collect();
                 assert!(sent.is_sorted(), "{key}: {sent:?}");
@@ -199,6 +212,6 @@ async fn copies_taken_during_traffic_lose_nothing_and_bring_nothing_stale_back()
         replica.until_quiet().await;
     }
     for copy in &copies {
-        copy.judge(&replicas).await;
+        copy.judge(&traffic.accepted(), &replicas).await;
     }
 }
