@@ -1,6 +1,6 @@
 //! Accepted tasks in memory, so that their deliveries need no read from disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::task::{Task, TaskId};
@@ -9,33 +9,50 @@ use crate::task::{Task, TaskId};
 const OVERHEAD_BYTES: usize = 400;
 
 /// Tasks up to a budget of bytes. Others are read back when they are sent.
+///
+/// Most of the budget is for tasks that stay until they are settled, so that a backlog is sent from
+/// memory as far as it fits. When that is full, a quarter always has the newest tasks: those that wait
+/// for a paused replica must not make the others read their tasks back.
 #[derive(Debug)]
 pub(crate) struct TaskCache {
     budget: usize,
     used: usize,
     tasks: HashMap<TaskId, Arc<Task>>,
+    newest: BTreeMap<TaskId, Arc<Task>>,
+    newest_used: usize,
 }
 
 impl TaskCache {
     pub(crate) fn new(budget: usize) -> Self {
-        Self { budget, used: 0, tasks: HashMap::new() }
+        let (tasks, newest) = Default::default();
+        Self { budget, used: 0, tasks, newest, newest_used: 0 }
     }
 
-    /// Keeps `task` if there is room.
     pub(super) fn offer(&mut self, task: &Arc<Task>) {
-        if self.used + cost(task) <= self.budget {
-            self.used += cost(task);
+        let (cost, most_newest) = (cost(task), self.budget / 4);
+        if self.used + cost <= self.budget - most_newest {
+            self.used += cost;
             self.tasks.insert(task.id, Arc::clone(task));
+        } else if cost <= most_newest {
+            self.newest_used += cost;
+            self.newest.insert(task.id, Arc::clone(task));
+            while self.newest_used > most_newest
+                && let Some((_, oldest)) = self.newest.pop_first()
+            {
+                self.newest_used -= self::cost(&oldest);
+            }
         }
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<Arc<Task>> {
-        self.tasks.get(&id).cloned()
+        self.tasks.get(&id).or_else(|| self.newest.get(&id)).cloned()
     }
 
     pub(super) fn remove(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.remove(&id) {
             self.used -= cost(&task);
+        } else if let Some(task) = self.newest.remove(&id) {
+            self.newest_used -= cost(&task);
         }
         if self.tasks.is_empty() && self.tasks.capacity() > 1024 {
             self.tasks.shrink_to_fit();
@@ -71,15 +88,34 @@ mod tests {
         })
     }
 
+    fn cached(cache: &TaskCache, ids: std::ops::Range<u64>) -> Vec<u64> {
+        ids.filter(|id| cache.get(TaskId(*id)).is_some()).collect()
+    }
+
     #[test]
-    fn a_task_beyond_the_budget_is_not_cached_until_there_is_room() {
-        let mut cache = TaskCache::new(1000 + 2 * OVERHEAD_BYTES);
-        cache.offer(&task(1, 600));
-        cache.offer(&task(2, 600));
-        assert!(cache.get(TaskId(1)).is_some());
-        assert!(cache.get(TaskId(2)).is_none());
-        cache.remove(TaskId(1));
-        cache.offer(&task(3, 600));
-        assert!(cache.get(TaskId(3)).is_some());
+    fn the_oldest_tasks_stay_and_the_newest_are_there_in_turn() {
+        // Three of a task, and one of the newest.
+        let mut cache = TaskCache::new(4 * (600 + OVERHEAD_BYTES));
+        for id in 1..=6 {
+            cache.offer(&task(id, 600));
+            assert!(cache.get(TaskId(id)).is_some(), "the newest one is always there");
+        }
+        assert_eq!(cached(&cache, 1..7), [1, 2, 3, 6]);
+        cache.remove(TaskId(6));
+        cache.remove(TaskId(2));
+        cache.offer(&task(7, 600));
+        cache.offer(&task(8, 600));
+        assert_eq!(cached(&cache, 1..9), [1, 3, 7, 8]);
+        (1..9).for_each(|id| cache.remove(TaskId(id)));
+        assert_eq!((cache.used, cache.newest_used), (0, 0));
+    }
+
+    #[test]
+    fn a_task_beyond_the_budget_is_not_cached() {
+        let mut cache = TaskCache::new(4 * OVERHEAD_BYTES);
+        cache.offer(&task(1, 2 * OVERHEAD_BYTES + 1));
+        assert!(cached(&cache, 1..2).is_empty());
+        assert_eq!((cache.used, cache.newest_used), (0, 0));
+        TaskCache::new(0).offer(&task(1, 0));
     }
 }
