@@ -26,6 +26,7 @@ use crate::store::journal::Notify;
 use crate::store::records::{IdempotencyRow, ReplicaRow};
 use crate::task::{Node, TaskId, Timestamp};
 
+mod ahead;
 mod commit;
 mod compaction;
 mod database;

@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::ahead::ReadAhead;
 use super::commit::Committer;
 use super::error::OpenError;
 use super::idempotency::Keys;
@@ -43,6 +45,7 @@ pub struct KeyLimits {
 pub struct LocalJournal {
     committer: Committer,
     reader: StoreReader,
+    ahead: Arc<Mutex<ReadAhead>>,
     /// The id of the next write. Locked while writes are numbered and handed over, so that the
     /// committer gets them in the order of their ids.
     next: Arc<Mutex<TaskId>>,
@@ -107,6 +110,7 @@ impl LocalJournal {
         Self {
             committer,
             reader,
+            ahead: Arc::default(),
             next: Arc::new(Mutex::new(next)),
             keys: Arc::new(Mutex::new(keys)),
             room: Arc::new(Room::new(reserve)),
@@ -218,6 +222,7 @@ impl Journal for LocalJournal {
     }
 
     fn remove(&self, id: TaskId) {
+        lock(&self.ahead).remove(id);
         self.committer.remove(id);
     }
 
@@ -238,8 +243,20 @@ impl Journal for LocalJournal {
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
-        let reader = self.reader.clone();
-        Box::pin(off_the_loop(move || reader.read(id)))
+        if let Some(task) = lock(&self.ahead).get(id) {
+            return Box::pin(ready(Ok(Some(task))));
+        }
+        let (reader, ahead) = (self.reader.clone(), Arc::clone(&self.ahead));
+        Box::pin(off_the_loop(move || {
+            let read = reader.read(id)?;
+            if let Some(task) = &read {
+                let more = lock(&ahead).rows(id);
+                let beside = reader.read_beside(id, more)?;
+                let mut ahead = lock(&ahead);
+                beside.into_iter().chain([task.clone()]).for_each(|task| ahead.add(task));
+            }
+            Ok(read)
+        }))
     }
 
     fn headers(

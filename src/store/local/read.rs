@@ -24,6 +24,12 @@ impl StoreReader {
         guarded(|| Ok(self.files.database().read(id)?))
     }
 
+    /// Reads the other tasks of the row of a task, and of the `more` rows behind it, as far as they can be
+    /// read and have no chunks. Blocks on the disk.
+    pub(super) fn read_beside(&self, id: TaskId, more: usize) -> Result<Vec<Task>, ReadError> {
+        guarded(|| Ok(self.files.database().read_beside(id, more)?))
+    }
+
     /// Reads a task without its value; `None` if it is settled and removed. Blocks on the disk, for
     /// a single row unless the key or the list of replicas is longer than that.
     #[cfg(test)]

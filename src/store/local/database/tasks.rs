@@ -194,6 +194,25 @@ impl Database {
         Ok(read.map(|(header, value)| header.into_task(value)))
     }
 
+    /// The other tasks without chunks of the row of a task, and of the `more` rows behind it. What
+    /// cannot be read is left out.
+    pub(crate) fn read_beside(&self, id: TaskId, more: usize) -> Result<Vec<Task>, Failure> {
+        let Some((key, row)) = self.row_of(id)? else { return Ok(Vec::new()) };
+        let behind = (Bound::Excluded(key.clone()), Bound::Unbounded);
+        let rows = iter::once(Ok((key, row))).chain(self.tasks.range(behind).take(more));
+        let (mut tasks, mut nodes) = (Vec::new(), Nodes::default());
+        for row in rows {
+            let (key, row) = row?;
+            let Ok(packed) = rows::tasks(&key, &row) else { break };
+            let others = packed.into_iter().filter(|task| task.id != id);
+            for PackedTask { id, head, .. } in others.filter(|task| task.head.chunks() == 0) {
+                let read = decoded(id, &head, head.bytes.to_vec(), &mut nodes);
+                tasks.extend(read.map(|(header, value)| header.into_task(value)));
+            }
+        }
+        Ok(tasks)
+    }
+
     pub(crate) fn header(&self, id: TaskId, nodes: &mut Nodes) -> Result<Option<Header>, Failure> {
         let read = self.read_stream(id, false, nodes)?;
         Ok(read.map(|(header, _)| header))
@@ -229,11 +248,20 @@ impl Database {
             };
             stream.extend_from_slice(rows::chunk(&chunk_key, &row, &head, at)?);
         }
-        let mut value = Bytes::from(stream);
-        // Cannot panic: `rows::tasks` and `rows::chunk` check that the lengths add up.
-        let envelope = value.split_to(head.envelope);
-        let header = rows::header(id, &envelope, head.value, nodes)
-            .ok_or_else(|| rows::undecodable(Tree::Tasks, &keys::of_task(id)))?;
-        Ok(Some((header, value)))
+        let read = decoded(id, &head, stream, nodes);
+        read.map(Some).ok_or_else(|| rows::undecodable(Tree::Tasks, &keys::of_task(id)).into())
     }
+}
+
+/// A task from its stream, which is complete or ends after the envelope.
+fn decoded(
+    id: TaskId,
+    head: &rows::TaskHead<'_>,
+    stream: Vec<u8>,
+    nodes: &mut Nodes,
+) -> Option<(Header, Bytes)> {
+    let mut value = Bytes::from(stream);
+    // Cannot panic: `rows::tasks` and `rows::chunk` check that the lengths add up.
+    let envelope = value.split_to(head.envelope);
+    Some((rows::header(id, &envelope, head.value, nodes)?, value))
 }
