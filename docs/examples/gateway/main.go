@@ -1,7 +1,8 @@
 // Posts one write to the replicator and repeats it until it is accepted, in the way that a gateway
 // should. It needs nothing but Go 1.19:
 //
-//	go run main.go -key user/7 -value hello http://127.0.0.1:8081 http://127.0.0.1:8082
+//	go run main.go -key user/7 -value hello -primary http://127.0.0.1:8080 \
+//	    http://127.0.0.1:8081 http://127.0.0.1:8082
 package main
 
 import (
@@ -29,7 +30,7 @@ type Write struct {
 	Operation    string        `json:"operation"`
 	TTL          time.Duration `json:"ttl"` // as nanoseconds
 	Consistency  string        `json:"consistency"`
-	PrimaryNode  string        `json:"primary_node"`
+	PrimaryNode  string        `json:"primary_node"` // verify compares the replicas with it
 	ReplicaNodes []string      `json:"replica_nodes"`
 	UserID       int64         `json:"user_id"`
 }
@@ -155,11 +156,12 @@ func main() {
 	value := flag.String("value", "", "value; with -delete it is not used")
 	remove := flag.Bool("delete", false, "delete the key")
 	strong := flag.Bool("strong", false, "wait for a majority")
+	primary := flag.String("primary", "", "address of the primary node, with which verify compares the replicas")
 	user := flag.Int64("user", 1, "user id")
 	patience := flag.Duration("patience", time.Minute, "time after which it gives up")
 	flag.Parse()
 
-	write := Write{Key: *key, Operation: "SET", Value: []byte(*value), Consistency: "eventual", ReplicaNodes: flag.Args(), UserID: *user}
+	write := Write{Key: *key, Operation: "SET", Value: []byte(*value), Consistency: "eventual", PrimaryNode: *primary, ReplicaNodes: flag.Args(), UserID: *user}
 	if *remove {
 		write.Operation, write.Value = "DELETE", nil
 	}
