@@ -38,6 +38,8 @@ mod operators;
 mod proxy;
 #[path = "cluster/sharing.rs"]
 mod sharing;
+#[path = "cluster/space.rs"]
+mod space;
 #[path = "cluster/strong.rs"]
 mod strong;
 #[path = "cluster/torture.rs"]

@@ -154,6 +154,12 @@ impl Servers {
         streams.collect()
     }
 
+    /// The bytes of all streams, as the first server has them.
+    pub async fn log_bytes(&self) -> u64 {
+        let node = self.running().next().expect("a server runs");
+        self.show(node, "jsz").await.expect("it answers")["bytes"].as_u64().unwrap()
+    }
+
     /// The server that leads the most streams, and one that leads the fewest.
     pub async fn busiest_and_idlest(&self) -> (usize, usize) {
         let leaders = wait_until("every stream has a leader", || async {
