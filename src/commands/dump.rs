@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::admin::text::count;
 use super::output::{fail, say};
 use super::{store_settings, wall_clock, with_causes};
 use crate::cli::daemon::ClusterArgs;
@@ -34,7 +35,7 @@ pub(super) fn export(args: &ExportArgs) -> ExitCode {
     for problem in &problems {
         say(&format!("replicator: skipped: {problem}"));
     }
-    say(&format!("replicator: {tasks} tasks exported"));
+    say(&format!("replicator: {} exported", count(tasks, "task")));
     if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -111,9 +112,9 @@ pub(super) fn import(args: &ImportArgs) -> ExitCode {
     };
     match imported {
         Ok(Imported { tasks, skipped }) => {
-            say(&format!("replicator: {tasks} tasks imported"));
+            say(&format!("replicator: {} imported", count(tasks, "task")));
             if skipped > 0 {
-                say(&format!("replicator: {skipped} tasks were skipped by the export"));
+                say(&format!("replicator: {} skipped by the export", count(skipped, "task")));
             }
             ExitCode::SUCCESS
         }

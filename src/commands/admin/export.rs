@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::client::DaemonClient;
 use super::screen::Screen;
+use super::text::count;
 use super::{CommandError, CommandOutcome};
 use crate::commands::aside::AsideFile;
 
@@ -34,9 +35,9 @@ pub(super) async fn run(
         None => copy(client, &mut io::stdout().lock()).await?,
     };
     if skipped > 0 {
-        screen.message(&format!("{skipped} tasks were skipped: their rows are damaged"));
+        screen.message(&format!("{} skipped: damaged", count(skipped, "task")));
     }
-    screen.message(&format!("{tasks} tasks exported"));
+    screen.message(&format!("{} exported", count(tasks, "task")));
     Ok(if skipped == 0 { CommandOutcome::Done } else { CommandOutcome::Failed })
 }
 

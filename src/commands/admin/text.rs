@@ -126,7 +126,7 @@ pub(in crate::commands) fn bytes(bytes: u64) -> String {
 }
 
 /// `1 task`, `2 tasks`, `2 deliveries`, `2 keys`.
-pub(super) fn count(number: u64, of: &str) -> String {
+pub(in crate::commands) fn count(number: u64, of: &str) -> String {
     match of.strip_suffix('y').filter(|stem| !stem.ends_with('e')) {
         _ if number == 1 => format!("1 {of}"),
         Some(stem) => format!("{number} {stem}ies"),

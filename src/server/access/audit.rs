@@ -136,7 +136,7 @@ impl Refusals {
             limit.suppressed += 1;
             return;
         }
-        let untold = std::mem::take(&mut limit.suppressed);
+        let suppressed = std::mem::take(&mut limit.suppressed);
         drop(limit);
         tracing::warn!(
             target: "audit",
@@ -146,7 +146,7 @@ impl Refusals {
             method = entry.method(),
             path = entry.path(),
             status,
-            untold,
+            suppressed,
             "{}",
             match event {
                 AuditEvent::Refused => "a request was refused",
