@@ -1,6 +1,8 @@
 //! The newest writes by key, whose values can be compared with those of their primaries.
 //!
-//! Bounded: the oldest are dropped. Values are not kept, and nothing survives a restart.
+//! Bounded: the oldest are dropped. Values are not kept, and nothing survives a restart. While nobody
+//! reads all of them, one write of [`ONE_OF`] is noted once they are full: enough for a sample, and the path
+//! of a write has less to do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included};
@@ -13,6 +15,8 @@ const MAX_KEYS: usize = 10_000;
 
 /// A write may have a key of kilobytes and a thousand replicas.
 const MAX_BYTES: usize = 8 << 20;
+
+const ONE_OF: u32 = 8;
 
 /// The newest write of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl RecentWrite {
 #[derive(Debug)]
 pub(crate) struct RecentPart {
     pub(crate) writes: Vec<RecentWrite>,
-    /// The last write that was dropped because of the limits.
+    /// The last write that was dropped because of the limits, or left out.
     pub(crate) dropped_through: TaskId,
 }
 
@@ -45,6 +49,10 @@ pub(crate) struct RecentWrites {
     writes: BTreeMap<TaskId, RecentWrite>,
     bytes: usize,
     dropped_through: TaskId,
+    /// Writes are read one after the other, so none may be left out.
+    is_followed: bool,
+    /// Since the last one that was noted.
+    left_out: u32,
 }
 
 impl RecentWrites {
@@ -57,6 +65,13 @@ impl RecentWrites {
             self.remove(before);
         }
         let Some(primary) = &task.primary else { return };
+        let was_full = self.dropped_through > TaskId(0);
+        if was_full && !self.is_followed && self.left_out + 1 < ONE_OF {
+            self.left_out += 1;
+            self.dropped_through = self.dropped_through.max(task.id);
+            return;
+        }
+        self.left_out = 0;
         let write = RecentWrite {
             sequence: task.id,
             key: task.key.as_str().into(),
@@ -75,7 +90,7 @@ impl RecentWrites {
         }
     }
 
-    /// The last write that was dropped because of the limits.
+    /// The last write that was dropped because of the limits, or left out.
     pub(crate) fn dropped_through(&self) -> TaskId {
         self.dropped_through
     }
@@ -107,8 +122,9 @@ impl RecentWrites {
         places.filter_map(|place| all.get(place)).map(|&write| write.clone()).collect()
     }
 
-    /// Up to `most` writes after `after`, up to the sequence `through`.
-    pub(crate) fn part(&self, after: TaskId, through: TaskId, most: usize) -> RecentPart {
+    /// Up to `most` writes after `after`, up to the sequence `through`. From now on, all are noted.
+    pub(crate) fn part(&mut self, after: TaskId, through: TaskId, most: usize) -> RecentPart {
+        self.is_followed = true;
         let writes = match after < through {
             true => self.writes.range((Excluded(after), Included(through))).take(most),
             false => self.writes.range(..TaskId(0)).take(0),
@@ -163,8 +179,30 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_dropped_at_the_limits() {
+    fn some_are_left_out_when_it_is_full_and_nobody_reads_all() {
         let mut recent = RecentWrites::default();
+        let note = |recent: &mut RecentWrites, ids: std::ops::RangeInclusive<u64>| {
+            ids.for_each(|id| recent.note(&task(id, &format!("k{id}"), Some("http://p"))));
+        };
+        let most = MAX_KEYS as u64;
+        note(&mut recent, 1..=most + 1 + 80);
+        let newest = most + 1 + 80;
+        let noted = |recent: &RecentWrites| recent.writes.range(TaskId(most + 2)..).count();
+        assert_eq!((recent.writes.len(), noted(&recent)), (MAX_KEYS, 10));
+        assert!(recent.dropped_through() >= TaskId(newest - 1));
+        // The last write of a key does not stay when a newer one is left out.
+        assert!(recent.is_newest("k50", TaskId(50)));
+        recent.note(&task(newest + 1, "k50", Some("http://p")));
+        assert!(!recent.is_newest("k50", TaskId(50)));
+        recent.part(TaskId(0), TaskId(u64::MAX), 1);
+        let from = newest + 2;
+        note(&mut recent, from..=from + 79);
+        assert_eq!(recent.writes.range(TaskId(from)..).count(), 80);
+    }
+
+    #[test]
+    fn the_oldest_are_dropped_at_the_limits() {
+        let mut recent = RecentWrites { is_followed: true, ..RecentWrites::default() };
         for id in 1..=MAX_KEYS as u64 + 2 {
             recent.note(&task(id, &format!("k{id}"), Some("http://p")));
         }
