@@ -8,11 +8,15 @@ use crate::load::{Client, Target};
 use crate::parts::{ROUND, ROUNDS, WIDE, in_rotation, micros, of, write};
 use crate::roles::Process;
 
+/// `USER_HZ` is 100.
+const TICK_MICROS: u64 = 10_000;
+
 /// Webdis appends the body of the request to the command.
 const APPEND: &str = "PUT /XADD/queue/*/task";
 
 /// Writes with the same body to the null handler, to the daemon and to Redis. Redis answers an `XADD`
-/// after the fsync of its log, Webdis after Redis. The ratios are medians of pairs.
+/// after the fsync of its log, Webdis after Redis. The ratios are medians of pairs. The CPU is that of a
+/// write in Redis, in Webdis and in the daemon.
 pub async fn redis() {
     println!("\nredis: durable writes, two silent replicas, {ROUNDS} rounds of {ROUND:?} each");
     if let Err(missing) = installed() {
@@ -20,7 +24,7 @@ pub async fn redis() {
         return;
     }
     println!(
-        "{:>11} {:>9} {:>9} {:>9} {:>7} {:>8} {:>11} {:>11}",
+        "{:>11} {:>9} {:>9} {:>9} {:>7} {:>8} {:>11} {:>11}   CPU",
         "connections", "null /s", "redis /s", "ours /s", "/ null", "/ redis", "redis p50", "p50"
     );
     let silent = [Process::role("silent-replica"), Process::role("silent-replica")];
@@ -29,7 +33,9 @@ pub async fn redis() {
         let (null, redis) = (Process::role("null-handler"), Redis::start());
         let daemon = Process::daemon(WIDE);
         let targets = [Target::from(&null.address), redis.target(), Target::from(&daemon.address)];
-        let (mut rounds, mut stored) = (vec![], 0);
+        let (mut rounds, mut stored, mut accepted) = (vec![], 0, 0);
+        let processes = [&redis.redis, &redis.webdis, &daemon];
+        let before = processes.map(Process::cpu_ticks);
         for round in 0..ROUNDS {
             let run = in_rotation::<_, 3>(round, async |which| {
                 write(targets[which].clone(), connections, "eventual", &nodes, round).await
@@ -37,11 +43,17 @@ pub async fn redis() {
             let run = run.await;
             assert_eq!(run[2].refused, 0, "no write is rejected");
             stored += run[1].times.len();
+            accepted += run[2].times.len();
             rounds.push(run);
+        }
+        let mut cpu = processes.map(Process::cpu_ticks);
+        let writes = [stored, stored, accepted];
+        for ((ticks, before), writes) in cpu.iter_mut().zip(before).zip(writes) {
+            *ticks = (*ticks - before) * TICK_MICROS / writes as u64;
         }
         redis.has_stored(stored).await;
         println!(
-            "{connections:>11} {:>9.0} {:>9.0} {:>9.0} {:>7.2} {:>8.2} {:>8.0} us {:>8.0} us",
+            "{connections:>11} {:>9.0} {:>9.0} {:>9.0} {:>7.2} {:>8.2} {:>8.0} us {:>8.0} us   {cpu:?} us",
             of(&rounds, |[null, _, _]| null.rate),
             of(&rounds, |[_, redis, _]| redis.rate),
             of(&rounds, |[_, _, ours]| ours.rate),
@@ -68,7 +80,7 @@ fn installed() -> Result<(), String> {
 struct Redis {
     // In this order: Webdis is stopped first.
     webdis: Process,
-    _redis: Process,
+    redis: Process,
 }
 
 impl Redis {
@@ -98,7 +110,7 @@ impl Redis {
         let mut command = Command::new("webdis");
         command.current_dir(&dir).arg("webdis.json");
         let webdis = Process::listening(command, dir, format!("127.0.0.1:{port}"));
-        Self { webdis, _redis: redis }
+        Self { webdis, redis }
     }
 
     fn target(&self) -> Target {

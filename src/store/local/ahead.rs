@@ -74,8 +74,8 @@ fn cost(task: &Task) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::local::tests::{accept_all, close, open, small, sync};
     use crate::store::local::LocalJournal;
+    use crate::store::local::tests::{accept_all, close, open, small, sync};
     use crate::store::{Journal as _, ReadError};
 
     fn read(journal: &LocalJournal, id: u64) -> Result<Option<Task>, ReadError> {
