@@ -11,6 +11,11 @@ const AT_ONCE: Duration = Duration::ZERO;
 /// Slower than the writers, so that there is a backlog.
 const SLOWLY: Duration = Duration::from_millis(10);
 
+/// The instances that run without this one.
+fn others(at: usize) -> Vec<usize> {
+    (0..3).filter(|other| *other != at).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_death_of_the_owner_loses_nothing() {
     let mut world = World::start("kill -9 of the owner", &[], AT_ONCE).await;
@@ -19,7 +24,9 @@ async fn the_death_of_the_owner_loses_nothing() {
         let since = Instant::now();
         world.instances[owner].kill();
         world.until_taken_over(since).await;
+        world.until_shared(&others(owner)).await;
         world.traffic.until_more(200).await;
+        world.print_hand_overs("kill", since);
         world.restart(owner).await;
         world.traffic.until_more(200).await;
     }
@@ -48,7 +55,9 @@ async fn an_owner_that_was_stopped_past_its_lease_sends_nothing_after_the_next_o
         let since = Instant::now();
         world.instances[owner].signal("-STOP");
         world.until_taken_over(since).await;
+        world.until_shared(&others(owner)).await;
         world.traffic.until_more(100).await;
+        world.print_hand_overs("stop", since);
         world.instances[owner].signal("-CONT");
         world.traffic.until_more(300).await;
     }
@@ -63,7 +72,9 @@ async fn an_owner_that_is_cut_off_from_the_servers_sends_nothing_after_the_next_
         let since = Instant::now();
         world.proxies[owner].cut(true);
         world.until_taken_over(since).await;
+        world.until_shared(&others(owner)).await;
         world.traffic.until_more(100).await;
+        world.print_hand_overs("cut", since);
         world.proxies[owner].cut(false);
         world.traffic.until_more(300).await;
     }
