@@ -1,6 +1,6 @@
 //! The newest writes by key, whose values can be compared with those of their primaries.
 //!
-//! Bounded: the oldest are dropped. Values are not kept, and nothing survives a restart. While nobody
+//! Bounded: the oldest are dropped. Values are not kept, and nothing survives a restart. While no request
 //! reads all of them, one write of [`ONE_OF`] is noted once they are full: enough for a sample, and the path
 //! of a write has less to do.
 
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn some_are_left_out_when_it_is_full_and_nobody_reads_all() {
+    fn some_are_left_out_when_it_is_full_and_they_are_not_all_read() {
         let mut recent = RecentWrites::default();
         let note = |recent: &mut RecentWrites, ids: std::ops::RangeInclusive<u64>| {
             ids.for_each(|id| recent.note(&task(id, &format!("k{id}"), Some("http://p"))));
