@@ -37,7 +37,7 @@ put deploy/replicator.sysusers lib/sysusers.d/replicator.conf
 for file in README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE; do
     put "$file" "share/doc/replicator/$file"
 done
-for file in deb/replicator.env prometheus/replicator.rules.yml grafana/replicator.json; do
+for file in deb/replicator.env replicator.toml prometheus/replicator.rules.yml grafana/replicator.json; do
     put "deploy/$file" "share/doc/replicator/examples/${file##*/}"
 done
 tar -C "$stage" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \

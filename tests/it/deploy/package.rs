@@ -167,6 +167,7 @@ fn the_files_of_the_debian_package_belong_to_root_and_are_where_debian_expects_t
         "usr/share/doc/replicator/copyright",
         "usr/share/doc/replicator/examples/replicator.json",
         "usr/share/doc/replicator/examples/replicator.rules.yml",
+        "usr/share/doc/replicator/examples/replicator.toml",
         "usr/share/fish/vendor_completions.d/replicator.fish",
         "usr/share/zsh/vendor-completions/_replicator",
     ] {
