@@ -386,3 +386,47 @@ async fn an_operation_that_is_refused_begins_nowhere_and_one_that_others_refuse_
     assert_eq!(status, 202, "{discarded}");
     world.judge().await;
 }
+
+/// The limit that an instance itself applies to a replica.
+async fn own_limit(instance: &Daemon, replica: &Replica) -> Option<String> {
+    let request = instance.client().get(instance.url("/metrics")).header("accept", "text/plain");
+    let page = request.send().await.unwrap().text().await.unwrap();
+    let name = format!("replicator_replica_rate_limit{{replica=\"{}\"}} ", replica.url());
+    page.lines().find_map(|line| line.strip_prefix(&name)).map(str::to_owned)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_that_was_set_without_the_servers_yields_to_a_newer_one() {
+    let world = World::start("a late limit", &["--store-timeout", "2s"], AT_ONCE).await;
+    let replica = &world.replicas[0];
+    let limit = async |at: usize, rate: u32| {
+        let instance = &world.instances[at];
+        let request = instance.client().patch(instance.url(&path_of(replica)));
+        let answer = request.json(&json!({ "rate": rate })).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    world.proxies[0].cut(true);
+    let (status, answer) = limit(0, 9_000).await;
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("has not confirmed it"), "{answer}");
+    let (status, answer) = limit(1, 8_000).await;
+    assert_eq!(status, 200, "{answer}");
+    world.proxies[0].cut(false);
+    for instance in &world.instances {
+        wait_until("the newer limit holds", || async {
+            (own_limit(instance, replica).await.as_deref() == Some("8000")).then_some(())
+        })
+        .await;
+    }
+    world.judge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cluster_does_not_have_is_refused_with_a_sentence() {
+    let daemon = Daemon::start(&[]).await;
+    for (path, sentence) in [("/v1/snapshot", "export --store"), ("/v1/verify", "with --store")] {
+        let (status, answer) = daemon.post_to(path, &json!({})).await;
+        assert_eq!(status, 409, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(sentence), "{answer}");
+    }
+}

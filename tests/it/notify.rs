@@ -62,6 +62,11 @@ async fn dead_letter(daemon: &Daemon, key: &str) -> Replica {
     rejecting
 }
 
+async fn metrics(daemon: &Daemon) -> String {
+    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
+    request.send().await.unwrap().text().await.unwrap()
+}
+
 fn outcome(page: &str, outcome: &str) -> u64 {
     let name = format!("replicator_notifications_total{{outcome=\"{outcome}\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
@@ -69,9 +74,7 @@ fn outcome(page: &str, outcome: &str) -> u64 {
 
 async fn until_counted(daemon: &Daemon, name: &str, count: u64) {
     wait_until(&format!("{count} {name}"), || async {
-        let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-        let page = request.send().await.unwrap().text().await.unwrap();
-        (outcome(&page, name) == count).then_some(())
+        (outcome(&metrics(daemon).await, name) == count).then_some(())
     })
     .await;
 }
@@ -146,6 +149,24 @@ async fn a_receiver_that_rejects_a_notification_gets_the_next_one() {
     receiver.until_seen(3).await;
     let targets: Vec<_> = receiver.seen().into_iter().map(|seen| seen.target).collect();
     assert!(targets.iter().all(|target| target == "/hidden-path"), "no redirect: {targets:?}");
+}
+
+#[tokio::test]
+async fn each_receiver_gets_every_notification_also_beside_one_that_is_dead() {
+    let (first, second, dead) = (receiver().await, receiver().await, receiver().await);
+    dead.stop();
+    let more = [url(&second), url(&dead)].join(",");
+    let (daemon, _temp) = notifying(&first, &["--notify-url", &more]).await;
+    dead_letter(&daemon, "k").await;
+    for receiver in [&first, &second] {
+        wait_until("both have it", || async { receiver.seen().first().cloned() }).await;
+        let body = verified(&receiver.seen()[0], &KEY);
+        assert_eq!(body["type"], "dead_letters.appeared", "{body}");
+    }
+    wait_until("the dead one is tried", || async {
+        (outcome(&metrics(&daemon).await, "retried") > 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
