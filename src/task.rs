@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 mod client;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod kept;
 mod moment;
 mod node;
 mod replica;
@@ -24,6 +25,7 @@ mod state;
 mod uptime;
 
 pub use client::{Client, Quota};
+pub(crate) use kept::{KeptTasks, cost};
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};
 pub use replica::{ReplicaLimits, ReplicaPause};

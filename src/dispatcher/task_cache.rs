@@ -1,12 +1,9 @@
 //! Accepted tasks in memory, so that their deliveries need no read from disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::task::{Task, TaskId};
-
-/// The cost of a task beyond its weight, measured with two replicas.
-const OVERHEAD_BYTES: usize = 400;
+use crate::task::{KeptTasks, Task, TaskId, cost};
 
 /// Tasks up to a budget of bytes. Others are read back when they are sent.
 ///
@@ -18,50 +15,37 @@ pub(crate) struct TaskCache {
     budget: usize,
     used: usize,
     tasks: HashMap<TaskId, Arc<Task>>,
-    newest: BTreeMap<TaskId, Arc<Task>>,
-    newest_used: usize,
+    newest: KeptTasks,
 }
 
 impl TaskCache {
     pub(crate) fn new(budget: usize) -> Self {
-        let (tasks, newest) = Default::default();
-        Self { budget, used: 0, tasks, newest, newest_used: 0 }
+        let newest = KeptTasks::new(budget / 4);
+        Self { budget: budget - budget / 4, used: 0, tasks: HashMap::new(), newest }
     }
 
     pub(super) fn offer(&mut self, task: &Arc<Task>) {
-        let (cost, most_newest) = (cost(task), self.budget / 4);
-        if self.used + cost <= self.budget - most_newest {
-            self.used += cost;
+        if self.used + cost(task) <= self.budget {
+            self.used += cost(task);
             self.tasks.insert(task.id, Arc::clone(task));
-        } else if cost <= most_newest {
-            self.newest_used += cost;
-            self.newest.insert(task.id, Arc::clone(task));
-            while self.newest_used > most_newest
-                && let Some((_, oldest)) = self.newest.pop_first()
-            {
-                self.newest_used -= self::cost(&oldest);
-            }
+        } else {
+            self.newest.add(Arc::clone(task));
         }
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<Arc<Task>> {
-        self.tasks.get(&id).or_else(|| self.newest.get(&id)).cloned()
+        self.tasks.get(&id).cloned().or_else(|| self.newest.get(id))
     }
 
     pub(super) fn remove(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.remove(&id) {
-            self.used -= cost(&task);
-        } else if let Some(task) = self.newest.remove(&id) {
-            self.newest_used -= cost(&task);
+        match self.tasks.remove(&id) {
+            Some(task) => self.used -= cost(&task),
+            None => self.newest.remove(id),
         }
         if self.tasks.is_empty() && self.tasks.capacity() > 1024 {
             self.tasks.shrink_to_fit();
         }
     }
-}
-
-fn cost(task: &Task) -> usize {
-    task.weight() + OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -95,7 +79,7 @@ mod tests {
     #[test]
     fn the_oldest_tasks_stay_and_the_newest_are_there_in_turn() {
         // Three of a task, and one of the newest.
-        let mut cache = TaskCache::new(4 * (600 + OVERHEAD_BYTES));
+        let mut cache = TaskCache::new(4 * cost(&task(0, 600)));
         for id in 1..=6 {
             cache.offer(&task(id, 600));
             assert!(cache.get(TaskId(id)).is_some(), "the newest one is always there");
@@ -107,15 +91,15 @@ mod tests {
         cache.offer(&task(8, 600));
         assert_eq!(cached(&cache, 1..9), [1, 3, 7, 8]);
         (1..9).for_each(|id| cache.remove(TaskId(id)));
-        assert_eq!((cache.used, cache.newest_used), (0, 0));
+        assert_eq!((cache.used, cache.tasks.len()), (0, 0));
     }
 
     #[test]
     fn a_task_beyond_the_budget_is_not_cached() {
-        let mut cache = TaskCache::new(4 * OVERHEAD_BYTES);
-        cache.offer(&task(1, 2 * OVERHEAD_BYTES + 1));
+        let mut cache = TaskCache::new(4 * cost(&task(0, 0)));
+        cache.offer(&task(1, 2 * cost(&task(0, 0)) + 1));
         assert!(cached(&cache, 1..2).is_empty());
-        assert_eq!((cache.used, cache.newest_used), (0, 0));
+        assert_eq!((cache.used, cache.tasks.len()), (0, 0));
         TaskCache::new(0).offer(&task(1, 0));
     }
 }

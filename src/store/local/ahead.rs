@@ -4,14 +4,11 @@
 //! tasks of the row, and in a sequence of reads those of the next rows. Each read that is saved is a
 //! way to another thread and back, and the decoding of a row.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::task::{Task, TaskId};
+use crate::task::{KeptTasks, Task, TaskId, cost};
 
-/// Of the tasks, with [`OVERHEAD_BYTES`] each.
 const MAX_BYTES: usize = 4 << 20;
-const OVERHEAD_BYTES: usize = 400;
 
 /// A larger one would take the place of many, and its reads cost little for each byte.
 const MAX_TASK_BYTES: usize = MAX_BYTES / 16;
@@ -22,53 +19,35 @@ const ROWS: usize = 4;
 /// A read of a task so soon after another one continues a sequence.
 const NEAR: u64 = 64;
 
-#[derive(Debug, Default)]
-pub(super) struct ReadAhead {
-    tasks: BTreeMap<TaskId, (u64, Arc<Task>)>,
-    /// In the order of their reads.
-    order: BTreeMap<u64, TaskId>,
-    reads: u64,
-    bytes: usize,
+#[derive(Debug)]
+pub(super) struct ReadAhead(KeptTasks);
+
+impl Default for ReadAhead {
+    fn default() -> Self {
+        Self(KeptTasks::new(MAX_BYTES))
+    }
 }
 
 impl ReadAhead {
     pub(super) fn get(&self, id: TaskId) -> Option<Task> {
-        self.tasks.get(&id).map(|(_, task)| Task::clone(task))
+        self.0.get(id).map(Arc::unwrap_or_clone)
     }
 
     /// How many rows to read behind that of the task.
     pub(super) fn rows(&self, id: TaskId) -> usize {
-        let before = TaskId(id.0.saturating_sub(NEAR))..id;
-        if self.tasks.range(before).next().is_some() { ROWS } else { 0 }
+        if self.0.has_before(id, NEAR) { ROWS } else { 0 }
     }
 
     pub(super) fn add(&mut self, task: Task) {
-        if cost(&task) > MAX_TASK_BYTES {
-            return;
-        }
-        self.remove(task.id);
-        self.bytes += cost(&task);
-        self.reads += 1;
-        self.order.insert(self.reads, task.id);
-        self.tasks.insert(task.id, (self.reads, Arc::new(task)));
-        while self.bytes > MAX_BYTES
-            && let Some((_, first)) = self.order.pop_first()
-        {
-            self.remove(first);
+        if cost(&task) <= MAX_TASK_BYTES {
+            self.0.add(Arc::new(task));
         }
     }
 
     /// A settled task is not read again.
     pub(super) fn remove(&mut self, id: TaskId) {
-        if let Some((read, task)) = self.tasks.remove(&id) {
-            self.order.remove(&read);
-            self.bytes -= cost(&task);
-        }
+        self.0.remove(id);
     }
-}
-
-fn cost(task: &Task) -> usize {
-    task.weight() + OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -133,19 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_first_goes_when_there_is_too_much() {
+    fn a_large_task_takes_no_place() {
         let mut ahead = ReadAhead::default();
-        let task = |id, bytes| Task { value: vec![0; bytes].into(), ..small(id) };
-        ahead.add(task(1, MAX_TASK_BYTES));
-        assert_eq!(ahead.get(TaskId(1)), None);
-        for id in (1..200).chain(1..100) {
-            ahead.add(task(id, 100_000));
-            assert!(ahead.bytes <= MAX_BYTES);
-            assert_eq!(ahead.tasks.len(), ahead.order.len());
-            assert!(ahead.get(TaskId(id)).is_some());
-        }
-        assert!(ahead.get(TaskId(50)).is_none() && ahead.get(TaskId(199)).is_none());
-        (1..200).for_each(|id| ahead.remove(TaskId(id)));
-        assert_eq!((ahead.bytes, ahead.order.len()), (0, 0));
+        ahead.add(Task { value: vec![0; MAX_TASK_BYTES].into(), ..small(1) });
+        ahead.add(small(2));
+        assert_eq!((ahead.get(TaskId(1)), ahead.get(TaskId(2))), (None, Some(small(2))));
     }
 }

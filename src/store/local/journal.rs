@@ -251,7 +251,8 @@ impl Journal for LocalJournal {
             let read = reader.read(id)?;
             if let Some(task) = &read {
                 let more = lock(&ahead).rows(id);
-                let beside = reader.read_beside(id, more)?;
+                // The task itself was read.
+                let beside = reader.read_beside(id, more).unwrap_or_default();
                 let mut ahead = lock(&ahead);
                 beside.into_iter().chain([task.clone()]).for_each(|task| ahead.add(task));
             }
