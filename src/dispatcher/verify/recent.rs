@@ -48,11 +48,12 @@ pub(crate) struct RecentWrites {
     keys: HashMap<Arc<str>, TaskId>,
     writes: BTreeMap<TaskId, RecentWrite>,
     bytes: usize,
+    /// The last write that was dropped because of the limits.
     dropped_through: TaskId,
+    /// The last write that was not noted.
+    left_out_through: TaskId,
     /// Writes are read one after the other, so none may be left out.
     is_followed: bool,
-    /// Since the last one that was noted.
-    left_out: u32,
 }
 
 impl RecentWrites {
@@ -65,13 +66,12 @@ impl RecentWrites {
             self.remove(before);
         }
         let Some(primary) = &task.primary else { return };
-        let was_full = self.dropped_through > TaskId(0);
-        if was_full && !self.is_followed && self.left_out + 1 < ONE_OF {
-            self.left_out += 1;
-            self.dropped_through = self.dropped_through.max(task.id);
+        let is_full = self.writes.len() >= MAX_KEYS || self.bytes > MAX_BYTES - MAX_BYTES / 64;
+        // Not each eighth: clients may write the same keys in turn.
+        if is_full && !self.is_followed && fastrand::u32(..ONE_OF) > 0 {
+            self.left_out_through = self.left_out_through.max(task.id);
             return;
         }
-        self.left_out = 0;
         let write = RecentWrite {
             sequence: task.id,
             key: task.key.as_str().into(),
@@ -90,7 +90,7 @@ impl RecentWrites {
         }
     }
 
-    /// The last write that was dropped because of the limits, or left out.
+    /// The last write that was dropped because of the limits.
     pub(crate) fn dropped_through(&self) -> TaskId {
         self.dropped_through
     }
@@ -130,7 +130,7 @@ impl RecentWrites {
             false => self.writes.range(..TaskId(0)).take(0),
         };
         let writes = writes.map(|(_, write)| write.clone()).collect();
-        RecentPart { writes, dropped_through: self.dropped_through }
+        RecentPart { writes, dropped_through: self.dropped_through.max(self.left_out_through) }
     }
 }
 
@@ -185,19 +185,28 @@ mod tests {
             ids.for_each(|id| recent.note(&task(id, &format!("k{id}"), Some("http://p"))));
         };
         let most = MAX_KEYS as u64;
-        note(&mut recent, 1..=most + 1 + 80);
-        let newest = most + 1 + 80;
-        let noted = |recent: &RecentWrites| recent.writes.range(TaskId(most + 2)..).count();
-        assert_eq!((recent.writes.len(), noted(&recent)), (MAX_KEYS, 10));
-        assert!(recent.dropped_through() >= TaskId(newest - 1));
-        // The last write of a key does not stay when a newer one is left out.
-        assert!(recent.is_newest("k50", TaskId(50)));
-        recent.note(&task(newest + 1, "k50", Some("http://p")));
-        assert!(!recent.is_newest("k50", TaskId(50)));
-        recent.part(TaskId(0), TaskId(u64::MAX), 1);
-        let from = newest + 2;
+        fastrand::seed(7);
+        note(&mut recent, 1..=most + 800);
+        let noted = recent.writes.range(TaskId(most + 1)..).count();
+        assert!(recent.writes.len() == MAX_KEYS && (50..200).contains(&noted), "{noted}");
+        // What was left out is not taken for compared, nor for dropped before a newer write of its key.
+        assert!(recent.dropped_through() < TaskId(most));
+        let part = recent.part(TaskId(0), TaskId(u64::MAX), 1);
+        assert!(part.dropped_through > TaskId(most + 700), "{part:?}");
+        // From now on, none is.
+        let from = most + 801;
         note(&mut recent, from..=from + 79);
         assert_eq!(recent.writes.range(TaskId(from)..).count(), 80);
+    }
+
+    #[test]
+    fn the_last_write_of_a_known_key_replaces_it_when_it_is_full() {
+        let mut recent = RecentWrites::default();
+        for id in 1..=MAX_KEYS as u64 {
+            recent.note(&task(id, &format!("k{id}"), Some("http://p")));
+        }
+        recent.note(&task(20_000, "k50", Some("http://p")));
+        assert!(recent.is_newest("k50", TaskId(20_000)) && !recent.is_newest("k50", TaskId(50)));
     }
 
     #[test]
