@@ -129,17 +129,6 @@ impl JetStreamJournal {
         }
     }
 
-    /// Ends a read that servers do not answer: each try may ask many times.
-    fn within_timeout<T>(
-        &self,
-        read: impl Future<Output = Result<T, ReadError>> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, ReadError>> {
-        let patience = self.store().settings().timeout;
-        Box::pin(
-            async move { timeout(patience, read).await.unwrap_or(Err(ReadError::Interrupted)) },
-        )
-    }
-
     fn settle(&self, id: TaskId, settlement: TaskSettlement) {
         let (partition, sequence) = place_of(id);
         self.order(partition, PartitionOrder::Settle { sequence, settlement });
@@ -349,7 +338,8 @@ impl Journal for JetStreamJournal {
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
         let store = self.store().clone();
-        let read = async move {
+        let until = Instant::now() + store.settings().timeout;
+        Box::pin(async move {
             for _ in 0..READS {
                 match store.read_task(id).await {
                     Ok(task) => return Ok(task),
@@ -360,10 +350,13 @@ impl Journal for JetStreamJournal {
                     }
                     Err(error) => debug!(task = %id, %error, "a task is read again"),
                 }
+                // It holds a worker. The attempt is made again later.
+                if Instant::now() >= until {
+                    break;
+                }
             }
             Err(ReadError::Interrupted)
-        };
-        self.within_timeout(read)
+        })
     }
 
     fn headers(
@@ -371,7 +364,7 @@ impl Journal for JetStreamJournal {
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
         let store = self.store().clone();
-        let read = async move {
+        Box::pin(async move {
             let mut headers = Vec::with_capacity(ids.len());
             for ids in ids.chunks(READS_AT_ONCE) {
                 let reads = ids.iter().map(|&id| {
@@ -388,8 +381,7 @@ impl Journal for JetStreamJournal {
                 }
             }
             Ok(headers)
-        };
-        self.within_timeout(read)
+        })
     }
 
     fn fence(&self, id: TaskId) -> Fence {

@@ -259,16 +259,24 @@ impl Owned {
     /// Whether one group has all that is left. Of what waits for a key, only if `awaits_keys`.
     pub(super) fn may_release(&self, awaits_keys: bool) -> bool {
         let mut lacking = self.unbound.iter().chain(&self.unanswered);
-        let waits = awaits_keys && lacking.any(|sequence| self.pending.contains_key(sequence));
+        if awaits_keys && lacking.any(|sequence| self.pending.contains_key(sequence)) {
+            return false;
+        }
         let bytes = |settlement: &TaskSettlement| match settlement {
             TaskSettlement::Remove => 0,
             TaskSettlement::Save(progress) => {
                 message::progress(progress).map_or(0, |row| row.len())
             }
         };
-        let fits = self.pending.len() <= self.most_rows.min(MAX_ROWS / 4)
-            && self.pending.values().map(bytes).sum::<usize>() <= MAX_ROW_BYTES;
-        fits && !waits
+        let has_key = |sequence: u64, settlement: &TaskSettlement| {
+            !matches!(settlement, TaskSettlement::Remove) || !self.lacks_its_key(sequence)
+        };
+        // The group ends before the first one that lacks its key.
+        let taken = self.pending.iter().take_while(|(id, settlement)| has_key(**id, settlement));
+        let (rows, bytes) = taken
+            .map(|(_, settlement)| bytes(settlement))
+            .fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes));
+        rows <= self.most_rows.min(MAX_ROWS / 4) && bytes <= MAX_ROW_BYTES
     }
 
     /// Takes settlements, from the oldest task on.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use thiserror::Error;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::checkpoint::{Deliveries, LogPlace, OpenTask, SettledIndex};
 use super::connect::Store;
@@ -439,7 +439,7 @@ impl Store {
             if read.iter().map(|read| read.sequence).eq(next..next + read.len().max(1) as u64) {
                 chunks.extend(read.into_iter().map(|read| read.payload));
             } else {
-                match self.find(partition, next).await? {
+                match self.in_time(self.find(partition, next)).await? {
                     Some(found) => chunks.push(found.payload),
                     None => return Ok(None),
                 }
@@ -456,6 +456,20 @@ impl Store {
     /// A task, as its first message or as a copy. A former leader may lack the newest messages, so it is
     /// believed only if it says so again.
     async fn find_task(&self, id: TaskId) -> Result<Option<FoundTask>, ReadFailure> {
+        self.in_time(self.search_task(id)).await
+    }
+
+    /// Ends a search on servers that are silent: it asks each many times.
+    async fn in_time<T, E: From<StoreRequestError>>(
+        &self,
+        search: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let silent = || StoreRequestError::Unanswered("the servers do not answer".to_owned());
+        let found = timeout(self.settings().timeout, search).await;
+        found.unwrap_or_else(|_| Err(silent().into()))
+    }
+
+    async fn search_task(&self, id: TaskId) -> Result<Option<FoundTask>, ReadFailure> {
         let (partition, sequence) = place_of(id);
         let names = self.names();
         let copies = names.copy(partition, sequence);
