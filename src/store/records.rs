@@ -114,7 +114,10 @@ pub enum RecordCause {
     /// The first write to it, or the removal of another record to make room for it. Replaces nothing
     /// that an operator has set.
     Use,
+    /// An operator's change of one record.
     Operator,
+    /// One of several records that an operator has changed together, so that all must be stored.
+    Together,
 }
 
 /// A token's name (64 bytes), a space, and a client's key of up to 255 bytes, a common limit.

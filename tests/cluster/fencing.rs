@@ -26,7 +26,9 @@ struct Network {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Passing {
     All,
-    /// Requests stay on their way, but not those on later connections.
+    /// Everything stays on its way.
+    None,
+    /// Only on connections that are made from now on.
     LaterConnections,
     Again,
 }
@@ -41,7 +43,7 @@ impl Network {
         let (all, held) = (passing.subscribe(), (Arc::clone(&requests), Arc::clone(&answers)));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let is_first = *all.borrow() == Passing::All;
+                let is_first = matches!(*all.borrow(), Passing::All | Passing::None);
                 let replica = TcpStream::connect(&address).await.unwrap();
                 let (from_client, to_client) = client.into_split();
                 let (from_replica, to_replica) = replica.into_split();
@@ -79,7 +81,7 @@ async fn pass(
             if *passing.borrow() != Passing::All {
                 held.lock().unwrap().extend_from_slice(&bytes[..read]);
             }
-            let passes = |passing: &Passing| *passing != Passing::LaterConnections;
+            let passes = |passing: &Passing| matches!(passing, Passing::All | Passing::Again);
             if passing.wait_for(passes).await.is_err() {
                 return;
             }
@@ -119,10 +121,11 @@ async fn a_fenced_replica_refuses_a_write_of_a_stopped_former_owner() {
     let former = start("former").await;
     former.accept(&write("first")).await;
     former.until_drained().await;
-    network.passing.send_replace(Passing::LaterConnections);
+    network.passing.send_replace(Passing::None);
     former.accept(&write("second")).await;
     network.until_holding("second").await;
     former.signal("-STOP");
+    network.passing.send_replace(Passing::LaterConnections);
 
     // It delivers the second write, which has no answer, and then the third one.
     let next = start("next").await;

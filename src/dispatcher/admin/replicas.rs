@@ -302,7 +302,7 @@ impl Core {
             )));
         }
         let changes = self.registry.note_use(&node, now.wall);
-        self.save_registry(changes, RecordCause::Operator);
+        self.save_registry(changes, RecordCause::Use);
         Ok(node)
     }
 
@@ -375,7 +375,7 @@ impl Core {
 
     fn end_record(&mut self, now: Now, node: &Node) {
         let changes = self.registry.forget(node, now.wall);
-        self.save_registry(changes, RecordCause::Operator);
+        self.save_registry(changes, RecordCause::Together);
         self.engine.pause(now, node, None);
         self.engine.limit(now, node, ReplicaLimits::default());
         self.act(now);
@@ -409,7 +409,7 @@ impl Core {
         }
         let changes = self.registry.rename(&node, to, now.wall);
         self.resolve_waiting();
-        self.save_registry(changes, RecordCause::Operator);
+        self.save_registry(changes, RecordCause::Together);
         self.observed.latency.rename(&node, to);
         self.observed.past.rename(&node, to);
         self.act(now);

@@ -78,7 +78,7 @@ struct RecordChange {
 struct Known {
     sequence: u64,
     row: Option<ReplicaRow>,
-    /// When a row that another process wrote was read.
+    /// When it was read, if another process wrote it and it is more than a first use.
     heard: Option<Instant>,
 }
 
@@ -126,7 +126,8 @@ impl Meta {
         queued.last += 1;
         let number = queued.last;
         queued.nodes.insert(node.clone(), number);
-        let deadline = at + self.timeout;
+        // Its operator has an answer by then.
+        let deadline = at + self.timeout + READ_EVERY;
         // Under the lock, so that the numbers are in the order of the channel. It is closed only while
         // the process ends.
         let _ = self.changes.send(RecordChange { node, row, cause, number, at, deadline });
@@ -258,7 +259,7 @@ impl Records {
             }
         }
         if let Written::Yielded = written {
-            if change.cause == RecordCause::Operator {
+            if change.cause != RecordCause::Use {
                 warn!(replica = %node, "a change of a replica could not be stored in time: another instance has changed it since, and that holds");
             }
             let row = self.known.get(node).and_then(|known| known.row.clone());
@@ -268,22 +269,25 @@ impl Records {
 
     async fn write(&mut self, change: &RecordChange) -> Written {
         let RecordChange { node, row, .. } = change;
+        let subject = self.store.names().meta("replica", &hash(node.as_str()));
         let known = self.known.get(node);
         if known.is_some_and(|known| change.yields_to(known)) {
-            return Written::Yielded;
+            return match change.cause {
+                RecordCause::Use => Written::Yielded,
+                // The last attempt may be stored, without an answer.
+                _ => self.refused(change, &subject).await,
+            };
         }
         let expected = Some(known.map_or(0, |known| known.sequence));
-        let heard = known.and_then(|known| known.heard);
         let Ok(payload) = serde_json::to_vec(&Stored::of(node, row.as_ref())) else {
             return Written::Done;
         };
         let (client, timeout) = (self.store.client(), self.store.settings().timeout);
-        let subject = self.store.names().meta("replica", &hash(node.as_str()));
         let ttl = row.is_none().then_some(REMOVED_FOR);
         let payload = Bytes::from(payload);
         match rows::put(client, subject.clone(), payload, expected, ttl, timeout).await {
             Put::Stored(sequence) => {
-                self.known.insert(node.clone(), Known { sequence, row: row.clone(), heard });
+                self.known.insert(node.clone(), Known { sequence, row: row.clone(), heard: None });
                 Written::Done
             }
             Put::Refused => self.refused(change, &subject).await,
@@ -313,15 +317,21 @@ impl Records {
             Got::Row(found) => {
                 let stored = Stored::parse(&found.payload);
                 let is_same = stored.as_ref() == Some(&Stored::of(node, row.as_ref()));
-                let read = stored.and_then(Stored::into_row);
-                let is_unreadable = read.is_none();
-                let (sequence, heard) = (found.sequence, (!is_same).then(now));
-                let row = read.and_then(|(_, row)| row);
-                self.known.insert(node.clone(), Known { sequence, row, heard });
-                // One of a newer version is a record, too.
-                match is_same || (is_unreadable && change.cause == RecordCause::Use) {
-                    true => Written::Done,
-                    false => Written::Again,
+                let known = match stored.and_then(Stored::into_row) {
+                    // One of a newer version is a record, too.
+                    None if change.cause == RecordCause::Use => return Written::Done,
+                    None => Known { sequence: found.sequence, row: None, heard: None },
+                    Some((_, row)) if is_same => {
+                        Known { sequence: found.sequence, row, heard: None }
+                    }
+                    Some((_, row)) => self.heard(node, found.sequence, row),
+                };
+                let yields = change.yields_to(&known);
+                self.known.insert(node.clone(), known);
+                match (is_same, yields) {
+                    (true, _) => Written::Done,
+                    (false, true) => Written::Yielded,
+                    (false, false) => Written::Again,
                 }
             }
             Got::None => {
@@ -384,10 +394,17 @@ impl Records {
             );
         };
         if self.known.get(&node).is_none_or(|known| known.sequence < found.sequence) {
-            let known = Known { sequence: found.sequence, row: row.clone(), heard: Some(now()) };
+            let known = self.heard(&node, found.sequence, row.clone());
             self.known.insert(node.clone(), known);
         }
         self.report(node, row);
+    }
+
+    /// A row of another process.
+    fn heard(&self, node: &Node, sequence: u64, row: Option<ReplicaRow>) -> Known {
+        let is_first = !self.known.contains_key(node);
+        let is_first_use = is_first && row.as_ref().is_some_and(ReplicaRow::is_plain);
+        Known { sequence, row, heard: (!is_first_use).then(now) }
     }
 
     fn report(&self, node: Node, row: Option<ReplicaRow>) {
@@ -410,6 +427,7 @@ impl RecordChange {
                 let is_newer = known.heard.is_some_and(|heard| heard > self.at);
                 is_newer && now() >= self.deadline
             }
+            RecordCause::Together => false,
         }
     }
 }

@@ -148,6 +148,35 @@ fn actions_of_one_instance_are_stored_in_their_order_however_late() {
 }
 
 #[test]
+fn a_late_action_does_not_yield_to_an_earlier_one_of_its_own_instance() {
+    with_instances(|mut this, mut other| async move {
+        let first = this.change(RecordCause::Operator, Some(paused(1)), SOON);
+        let second = this.change(RecordCause::Operator, Some(paused(3)), Duration::ZERO);
+        other.operate(paused(2)).await;
+        this.records.carry_out(&first).await;
+        this.records.carry_out(&second).await;
+        assert_eq!(this.stored().await, Some(paused(3)));
+        assert_eq!(this.reported(), []);
+    });
+}
+
+#[test]
+fn a_late_action_yields_neither_to_a_first_use_nor_if_it_is_one_of_several_together() {
+    with_instances(|mut this, mut other| async move {
+        let late = this.change(RecordCause::Operator, Some(paused(1)), Duration::ZERO);
+        let first_use = other.change(RecordCause::Use, Some(ReplicaRow::new(Timestamp(5))), SOON);
+        other.records.carry_out(&first_use).await;
+        this.records.carry_out(&late).await;
+        assert_eq!(this.stored().await, Some(paused(1)));
+        let together = this.change(RecordCause::Together, Some(paused(2)), Duration::ZERO);
+        other.records.read().await;
+        other.operate(paused(3)).await;
+        this.records.carry_out(&together).await;
+        assert_eq!(this.stored().await, Some(paused(2)));
+    });
+}
+
+#[test]
 fn a_first_use_replaces_nothing_that_an_operator_has_set() {
     let used = || Some(ReplicaRow::new(Timestamp(9)));
     with_instances(|mut this, mut other| async move {
