@@ -25,6 +25,8 @@ mod state;
 mod uptime;
 
 pub use client::{Client, Quota};
+#[cfg(test)]
+pub(crate) use kept::sized_task;
 pub(crate) use kept::{KeptTasks, cost};
 pub use moment::{Moment, Now, Since};
 pub use node::{MAX_NODE_BYTES, Node, NodeError};

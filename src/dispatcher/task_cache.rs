@@ -50,27 +50,8 @@ impl TaskCache {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::task::{Consistency, Operation, Timestamp};
-
-    fn task(id: u64, bytes: usize) -> Arc<Task> {
-        Arc::new(Task {
-            id: TaskId(id),
-            key: String::new(),
-            operation: Operation::Set,
-            value: Bytes::from(vec![0; bytes]),
-            accepted_at: Timestamp(0),
-            expires_at: None,
-            replicas: vec![],
-            user_id: None,
-            client: None,
-            consistency: Consistency::Eventual,
-            primary: None,
-            trace: None,
-        })
-    }
+    use crate::task::sized_task as task;
 
     fn cached(cache: &TaskCache, ids: std::ops::Range<u64>) -> Vec<u64> {
         ids.filter(|id| cache.get(TaskId(*id)).is_some()).collect()

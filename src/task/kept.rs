@@ -64,33 +64,35 @@ pub(crate) fn cost(task: &Task) -> usize {
     task.weight() + OVERHEAD_BYTES
 }
 
+/// A task with a value of this size, and otherwise empty.
+#[cfg(test)]
+pub(crate) fn sized_task(id: u64, bytes: usize) -> Arc<Task> {
+    use super::{Consistency, Operation, Timestamp};
+    Arc::new(Task {
+        id: TaskId(id),
+        key: String::new(),
+        operation: Operation::Set,
+        value: vec![0; bytes].into(),
+        accepted_at: Timestamp(0),
+        expires_at: None,
+        replicas: vec![],
+        user_id: None,
+        client: None,
+        consistency: Consistency::Eventual,
+        primary: None,
+        trace: None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Consistency, Operation, Timestamp};
-
-    fn task(id: u64, bytes: usize) -> Arc<Task> {
-        Arc::new(Task {
-            id: TaskId(id),
-            key: String::new(),
-            operation: Operation::Set,
-            value: vec![0; bytes].into(),
-            accepted_at: Timestamp(0),
-            expires_at: None,
-            replicas: vec![],
-            user_id: None,
-            client: None,
-            consistency: Consistency::Eventual,
-            primary: None,
-            trace: None,
-        })
-    }
 
     #[test]
     fn what_was_added_first_goes_when_there_is_too_much() {
         let mut kept = KeptTasks::new(10 * (600 + OVERHEAD_BYTES));
         for id in (1..200).chain(1..100) {
-            kept.add(task(id, 600));
+            kept.add(sized_task(id, 600));
             assert!(kept.bytes <= kept.most_bytes);
             assert_eq!(kept.tasks.len(), kept.order.len());
             assert!(kept.get(TaskId(id)).is_some(), "also one with a low id");
@@ -99,8 +101,8 @@ mod tests {
         assert!(kept.has_before(TaskId(100), 1) && !kept.has_before(TaskId(101), 1));
         (1..200).for_each(|id| kept.remove(TaskId(id)));
         assert_eq!((kept.bytes, kept.order.len()), (0, 0));
-        kept.add(task(1, 600));
-        kept.add(task(2, 1 << 20));
+        kept.add(sized_task(1, 600));
+        kept.add(sized_task(2, 1 << 20));
         assert!(kept.get(TaskId(1)).is_some() && kept.get(TaskId(2)).is_none(), "it is too large");
     }
 }
