@@ -8,7 +8,7 @@ use super::{PAUSE, PartitionTask};
 use crate::store::jetstream::answers;
 use crate::store::jetstream::names::task_id;
 use crate::store::jetstream::owned::KeyedTask;
-use crate::store::jetstream::standing::PartitionOrder;
+use crate::store::jetstream::standing::{PartitionOrder, Standing};
 use crate::store::records::IdempotencyAnswer;
 use crate::task::{Obstacle, ReplicaIndex};
 
@@ -22,10 +22,9 @@ impl PartitionTask {
         tokio::spawn(async move {
             // A repeat needs it, so it is done before the task is settled.
             while !keys.bind(&idempotency, consistency, standing.partition, nonce.0, id).await {
-                if standing.fence().epoch() != epoch {
+                if !pause_while_owned(&standing, epoch).await {
                     return;
                 }
-                sleep(PAUSE).await;
             }
             standing.order(PartitionOrder::Bound { sequence });
         });
@@ -50,12 +49,20 @@ impl PartitionTask {
         tokio::spawn(async move {
             // A repeat needs it, so it is done before the task is settled.
             while !keys.conclude(&idempotency, id, answer.clone()).await {
-                if standing.fence().epoch() != epoch {
+                if !pause_while_owned(&standing, epoch).await {
                     return;
                 }
-                sleep(PAUSE).await;
             }
             standing.order(PartitionOrder::Answered { sequence });
         });
     }
+}
+
+/// Before the next attempt. False if the partition is not owned any more, or owned once more.
+async fn pause_while_owned(standing: &Standing, epoch: Option<u64>) -> bool {
+    let is_owned = standing.fence().epoch() == epoch;
+    if is_owned {
+        sleep(PAUSE).await;
+    }
+    is_owned
 }
