@@ -12,7 +12,7 @@ use crate::world::TURN;
 /// The size below which logs are left alone, all together.
 const CONSTANT: u64 = 64 << 20;
 
-/// Written in all, so that much of it must be purged.
+/// The bytes of all values: more than the logs may have at the end.
 const WRITTEN: usize = 128 << 20;
 
 /// Between two looks at the size.
