@@ -216,8 +216,7 @@ async fn a_disk_that_hangs_is_reported_and_new_writes_are_rejected_until_it_answ
     let (status, refused) = daemon.post(&set("new", "value", &[&replica])).await;
     assert_eq!(status, 503, "{refused}");
     assert!(refused["error"].as_str().unwrap().contains("the store does not answer"), "{refused}");
-    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    let metrics = request.send().await.unwrap().text().await.unwrap();
+    let metrics = daemon.metrics_page().await;
     let line = metrics.lines().find(|line| line.starts_with("replicator_store_stalled_seconds"));
     let seconds: f64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
     assert!(seconds >= 4.0, "{line:?}");

@@ -11,8 +11,7 @@ async fn an_instance_has_every_metric_of_the_cluster() {
     let (daemon, replica) = (Daemon::start(&[]).await, Replica::start().await);
     daemon.accept(&set("k", "value", &[&replica])).await;
     daemon.until_drained().await;
-    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    let page = request.send().await.unwrap().text().await.unwrap();
+    let page = daemon.metrics_page().await;
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let families: BTreeSet<_> = families.filter_map(|line| line.split(' ').next()).collect();
     let rows = DOCUMENTED.lines().filter(|row| row.contains("| with `--store`: "));

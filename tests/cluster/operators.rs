@@ -389,8 +389,7 @@ async fn an_operation_that_is_refused_begins_nowhere_and_one_that_others_refuse_
 
 /// The limit that an instance itself applies to a replica.
 async fn own_limit(instance: &Daemon, replica: &Replica) -> Option<String> {
-    let request = instance.client().get(instance.url("/metrics")).header("accept", "text/plain");
-    let page = request.send().await.unwrap().text().await.unwrap();
+    let page = instance.metrics_page().await;
     let name = format!("replicator_replica_rate_limit{{replica=\"{}\"}} ", replica.url());
     page.lines().find_map(|line| line.strip_prefix(&name)).map(str::to_owned)
 }

@@ -118,8 +118,7 @@ async fn how_long_a_replica_may_be_away_is_estimated_from_the_present_rate() {
     let seconds = shown["outage_headroom_seconds"].as_f64().unwrap();
     assert!(seconds > 0.0 && seconds <= 30.0 * 24.0 * 3600.0, "{shown}");
     let of_replica = format!("replicator_outage_headroom_seconds{{replica=\"{url}\"}} ");
-    let metrics = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metrics = daemon.metrics_page().await;
     let metric = metrics.lines().find_map(|line| line.strip_prefix(&of_replica)).unwrap();
     assert!(metric.parse::<f64>().unwrap() < 30.0 * 24.0 * 3600.0, "{metric}");
     let expected = "before --queue-capacity refuses writes";

@@ -62,11 +62,6 @@ async fn dead_letter(daemon: &Daemon, key: &str) -> Replica {
     rejecting
 }
 
-async fn metrics(daemon: &Daemon) -> String {
-    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    request.send().await.unwrap().text().await.unwrap()
-}
-
 fn outcome(page: &str, outcome: &str) -> u64 {
     let name = format!("replicator_notifications_total{{outcome=\"{outcome}\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
@@ -74,7 +69,7 @@ fn outcome(page: &str, outcome: &str) -> u64 {
 
 async fn until_counted(daemon: &Daemon, name: &str, count: u64) {
     wait_until(&format!("{count} {name}"), || async {
-        (outcome(&metrics(daemon).await, name) == count).then_some(())
+        (outcome(&daemon.metrics_page().await, name) == count).then_some(())
     })
     .await;
 }
@@ -157,14 +152,14 @@ async fn each_receiver_gets_every_notification_also_beside_one_that_is_dead() {
     dead.stop();
     let more = [url(&second), url(&dead)].join(",");
     let (daemon, _temp) = notifying(&first, &["--notify-url", &more]).await;
-    dead_letter(&daemon, "k").await;
+    let _rejecting = dead_letter(&daemon, "k").await;
     for receiver in [&first, &second] {
         wait_until("both have it", || async { receiver.seen().first().cloned() }).await;
         let body = verified(&receiver.seen()[0], &KEY);
         assert_eq!(body["type"], "dead_letters.appeared", "{body}");
     }
     wait_until("the dead one is tried", || async {
-        (outcome(&metrics(&daemon).await, "retried") > 0).then_some(())
+        (outcome(&daemon.metrics_page().await, "retried") > 0).then_some(())
     })
     .await;
 }

@@ -8,12 +8,6 @@ use std::time::Instant;
 
 use crate::support::{Behaviour, Daemon, Replica, set};
 
-/// The metrics as Prometheus reads them.
-async fn page(daemon: &Daemon) -> String {
-    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    request.send().await.unwrap().text().await.unwrap()
-}
-
 /// A metric by its full name, labels included.
 fn figure(page: &str, name: &str) -> f64 {
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -44,7 +38,7 @@ async fn busy_daemon() -> (Daemon, Replica, Replica) {
 async fn the_histograms_count_every_write_and_every_attempt() {
     let begun = Instant::now();
     let (daemon, healthy, refusing) = busy_daemon().await;
-    let page = page(&daemon).await;
+    let page = daemon.metrics_page().await;
     let elapsed = begun.elapsed().as_secs_f64();
     let is = |name: &str, value: f64| assert_eq!(figure(&page, name), value, "{name}");
     is("replicator_accept_seconds_count", 20.0);
@@ -84,7 +78,7 @@ async fn rejected_writes_are_counted_by_reason() {
         refused += u32::from(daemon.post(&set(&format!("k{n}"), "v", &[&hanging])).await.0 == 503);
     }
     assert!(refused >= 3, "{refused}");
-    let page = page(&daemon).await;
+    let page = daemon.metrics_page().await;
     let of = |reason| figure(&page, &format!("replicator_refusals_total{{reason=\"{reason}\"}}"));
     assert_eq!(of("queue") + of("share"), f64::from(refused));
     assert_eq!(of("store_failed"), 0.0);
@@ -95,7 +89,7 @@ async fn rejected_writes_are_counted_by_reason() {
 async fn the_metrics_are_exactly_those_of_the_documentation() {
     let (daemon, ..) = busy_daemon().await;
     // A store of one process has no servers and partitions.
-    assert_eq!(documented(false), names(&page(&daemon).await));
+    assert_eq!(documented(false), names(&daemon.metrics_page().await));
 }
 
 /// The metrics of the documentation: those of a cluster, or all others.
@@ -130,7 +124,7 @@ fn promtool(args: &[&str], input: &str) -> Option<()> {
 #[tokio::test]
 async fn promtool_accepts_the_metrics() {
     let (daemon, ..) = busy_daemon().await;
-    promtool(&["check", "metrics"], &page(&daemon).await);
+    promtool(&["check", "metrics"], &daemon.metrics_page().await);
 }
 
 #[test]
@@ -183,7 +177,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 #[tokio::test]
 async fn alerts_and_dashboard_name_metrics_that_exist() {
     let (daemon, ..) = busy_daemon().await;
-    let mut known = names(&page(&daemon).await);
+    let mut known = names(&daemon.metrics_page().await);
     known.extend(documented(true));
     for (file, text) in [("rules", RULES), ("their tests", RULE_TESTS), ("dashboard", DASHBOARD)] {
         let named = metrics_in(text);

@@ -116,8 +116,7 @@ async fn limits_hold_while_the_daemon_runs_and_after_a_kill_until_they_are_unset
     daemon.kill_and_restart().await;
     let shown = until(&daemon, &path, |shown| shown["backlog_tasks"].as_u64() > Some(0)).await;
     assert_eq!(shown["limits"], limits, "{shown}");
-    let metrics = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metrics = daemon.metrics_page().await;
     for (of, rate, bandwidth) in [(&limited, 1, 1_000_000), (&other, 0, 0)] {
         for (name, limit) in [("rate_limit", rate), ("bandwidth_limit_bytes", bandwidth)] {
             let line = format!("replicator_replica_{name}{{replica=\"{}\"}} {limit}\n", of.url());

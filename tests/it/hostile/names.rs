@@ -94,8 +94,7 @@ async fn thousands_of_made_up_replicas_users_and_keys_cost_a_bounded_share() {
     assert_eq!(accepted, WRITES);
     daemon.until_drained().await;
 
-    let request = daemon.client().get(daemon.url("/metrics")).header("accept", "text/plain");
-    let page = request.send().await.unwrap().text().await.unwrap();
+    let page = daemon.metrics_page().await;
     let names = page.lines().filter(|line| line.starts_with("replicator_deliveries_pending{"));
     assert!(names.count() as u64 <= KNOWN);
     assert!(page.len() as u64 <= KNOWN * 16 * 1024, "{} bytes", page.len());

@@ -154,6 +154,12 @@ impl Daemon {
         self.get("/metrics").await.1
     }
 
+    /// The metrics as Prometheus reads them.
+    pub async fn metrics_page(&self) -> String {
+        let request = self.client.get(self.url("/metrics")).header("accept", "text/plain");
+        request.send().await.unwrap().text().await.unwrap()
+    }
+
     /// Waits until a metric has a value.
     pub async fn until_metric(&self, name: &str, value: u64) {
         wait_until(&format!("{name} is {value}"), || async {
