@@ -13,18 +13,24 @@ const ALL: [usize; 3] = [0, 1, 2];
 const VALUE: &str = "999999999";
 
 impl World {
-    /// Posts a strong write with an idempotency key; returns its status and its answer. `None` if
-    /// nothing was accepted.
     async fn strong(&self, at: usize, key: &str) -> Option<(u16, Value)> {
+        self.write(at, key, "strong").await
+    }
+
+    /// Posts a write with an idempotency key; returns its status and its answer. `None` if nothing was
+    /// accepted.
+    async fn write(&self, at: usize, key: &str, consistency: &str) -> Option<(u16, Value)> {
         let nodes: Vec<_> = self.replicas.iter().collect();
         let instance = &self.instances[at];
+        let mut body = strong(key, VALUE, &nodes);
+        body["consistency"] = consistency.into();
         let request = instance.client().post(instance.url("/replicate"));
-        let request = request.header("Idempotency-Key", key).json(&strong(key, VALUE, &nodes));
+        let request = request.header("Idempotency-Key", key).json(&body);
         let answer = request.send().await.ok()?;
         let status = answer.status().as_u16();
         let answer: Value = answer.json().await.ok()?;
         if !answer["task_id"].is_string() {
-            eprintln!("{at} refuses a strong write: {status} {answer}");
+            eprintln!("{at} refuses a write: {status} {answer}");
             return None;
         }
         Some((status, answer))
@@ -70,25 +76,30 @@ async fn a_strong_write_without_a_majority_is_refused_word_for_word_through_ever
 async fn a_repeat_is_the_same_write_after_the_death_of_the_owner() {
     let mut world = World::start("repeats after a kill", &[], Duration::ZERO).await;
     let mut tasks = Vec::new();
-    for n in 0..8 {
-        let key = format!("before/{n}");
-        let (_, answer) = world.strong(n % 3, &key).await.unwrap();
-        tasks.push((key, answer["task_id"].clone()));
+    for (n, consistency) in (0..8).flat_map(|n| [(n, "strong"), (n, "eventual")]) {
+        let key = format!("before/{consistency}/{n}");
+        let (_, answer) = world.write(n % 3, &key, consistency).await.unwrap();
+        tasks.push((key, consistency, answer["task_id"].clone()));
     }
     let owner = world.owner().await;
     world.instances[owner].kill();
-    for n in 0..8 {
-        let (key, at) = (format!("during/{n}"), (owner + 1 + n % 2) % 3);
+    for (n, consistency) in (0..8).flat_map(|n| [(n, "strong"), (n, "eventual")]) {
+        let (key, at) = (format!("during/{consistency}/{n}"), (owner + 1 + n % 2) % 3);
         // Until one answer says that it is accepted.
-        let answer = wait_until("it is accepted", || world.strong(at, &key)).await;
-        tasks.push((key, answer.1["task_id"].clone()));
+        let accepted = wait_until("it is accepted", || world.write(at, &key, consistency)).await;
+        tasks.push((key, consistency, accepted.1["task_id"].clone()));
     }
     world.restart(owner).await;
     world.until_shared(&ALL).await;
-    for (key, task) in &tasks {
+    for (key, consistency, task) in &tasks {
+        let expected = if *consistency == "strong" { 200 } else { 202 };
         for at in ALL {
-            let (status, answer) = world.strong(at, key).await.unwrap();
-            assert_eq!((status, &answer["task_id"]), (200, task), "{key} through {at}: {answer}");
+            let (status, answer) = world.write(at, key, consistency).await.unwrap();
+            assert_eq!(
+                (status, &answer["task_id"]),
+                (expected, task),
+                "{key} through {at}: {answer}"
+            );
         }
     }
     world.judge().await;

@@ -88,7 +88,16 @@ impl Servers {
 
     /// Ends one with SIGTERM.
     pub async fn terminate(&mut self, at: usize) {
-        self.signal(at, "-TERM");
+        self.end(at, "-TERM").await;
+    }
+
+    /// Ends one in its lame duck mode: it hands over what it leads, and closes its clients.
+    pub async fn end_as_lame_duck(&mut self, at: usize) {
+        self.end(at, "-USR2").await;
+    }
+
+    async fn end(&mut self, at: usize, signal: &str) {
+        self.signal(at, signal);
         let child = self.nodes[at].child.as_mut().expect("it runs");
         wait_until("a server ends", || std::future::ready(child.try_wait().unwrap())).await;
         self.nodes[at].child = None;
@@ -195,6 +204,8 @@ impl NatsServer {
             "server_name: {name}\n\
              listen: \"127.0.0.1:{port}\"\n\
              http: \"127.0.0.1:{monitor}\"\n\
+             lame_duck_duration: 30s\n\
+             lame_duck_grace_period: 1s\n\
              # Each test reserves gigabytes and uses little.\n\
              jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 1PB }}\n\
              # A client uses only the addresses that it has, which a test may cut off.\n\
