@@ -32,10 +32,10 @@ use recent::RecentNonces;
 use refused::GroupUndo;
 
 /// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers as much
-/// as several writes. A crash repeats the deliveries of this time, and for so long a place in the queue of
-/// the cluster stays taken.
-const GATHER: Duration = Duration::from_millis(250);
-const GATHERED: usize = 64;
+/// as several writes; one in this time is written in any case, with the default of `--lease`. A crash repeats
+/// the deliveries of this time, and for so long a place in the queue of the cluster stays taken.
+const GATHER: Duration = Duration::from_millis(400);
+const GATHERED: usize = 128;
 
 /// Of the unsettled tasks, such a part does not wait either: a checkpoint looks at all of them.
 const GATHERED_PART: usize = 256;
