@@ -9,14 +9,14 @@
 //! `names.rs` names streams and subjects, `rows.rs` reads and writes single rows, `meta.rs` has the
 //! records of replicas, `idempotency.rs` the idempotency keys, `status.rs` is shown to operators.
 //!
-//! `journal.rs` is the journal. `publish.rs` stores writes, `answers.rs` passes the answers to strong
-//! ones on, `ends.rs` marks the ends of logs for barriers. `partition.rs` is the task of a partition:
-//! `tenure.rs` decides who owns it, `reader.rs` puts its messages into their order, `lookup.rs` looks
-//! for those that a server lacks, `owned.rs` and `checkpoint.rs` know what is settled, `copying.rs`
-//! keeps the log short, `standing.rs` is what other parts may know of the partition, `shared.rs` what
-//! all partitions share. `members.rs` knows which instances live, `placement.rs` which of them should
-//! own which partition, `sharing.rs` what this one does about it. `message.rs` is the format,
-//! `protocol.rs` has the requests.
+//! `journal.rs` is the journal. `publish.rs` stores writes, `push.rs` passes them on to their owners,
+//! `answers.rs` the answers to strong ones back, `ends.rs` marks the ends of logs for barriers.
+//! `partition.rs` is the task of a partition: `tenure.rs` decides who owns it, `reader.rs` puts its
+//! messages into their order, `lookup.rs` looks for those that a server lacks, `owned.rs` and
+//! `checkpoint.rs` know what is settled, `copying.rs` keeps the log short, `standing.rs` is what other
+//! parts may know of the partition, `shared.rs` what all partitions share. `members.rs` knows which
+//! instances live, `placement.rs` which of them should own which partition, `sharing.rs` what this one
+//! does about it. `message.rs` is the format, `protocol.rs` has the requests.
 
 mod answers;
 mod checkpoint;
@@ -38,6 +38,7 @@ mod peers;
 mod placement;
 mod protocol;
 mod publish;
+mod push;
 mod reader;
 mod record;
 mod rows;

@@ -30,6 +30,7 @@ use super::names::place_of;
 use super::partition::PartitionTask;
 use super::peers::Peers;
 use super::publish::{Publisher, Submitted};
+use super::push;
 use super::shared::StoreShared;
 use super::sharing::LISTEN;
 use super::standing::{PartitionOrder, Standing, TaskSettlement};
@@ -153,6 +154,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let shared = StoreShared::new(store.clone(), this, members, standings.clone(), pass);
     let shared = Arc::new(shared);
     answers::listen(Arc::clone(&shared)).await;
+    push::listen(Arc::clone(&shared)).await;
     let publisher = Publisher::new(
         store.clone(),
         shared.this.process,

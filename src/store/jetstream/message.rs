@@ -12,6 +12,7 @@
 //! | progress | as in the local store, then each of its dead letters |
 //! | copy | [`CopyHead`], then the message of the task as it is |
 //! | checkpoint | [`Checkpoint`] |
+//! | pushed tasks | for each: [`PushedHead`], then its message as it is; not stored |
 //!
 //! `src/store/payload.rs` has the envelope and the progress.
 
@@ -44,6 +45,7 @@ enum Kind {
     Progress,
     Copy,
     Checkpoint,
+    Pushed,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             Self::Progress => b'g',
             Self::Copy => b'k',
             Self::Checkpoint => b'c',
+            Self::Pushed => b's',
         }
     }
 }
@@ -269,6 +272,47 @@ pub(super) fn read_copy(id: u64, message: &Bytes) -> Result<TaskCopy, MessageErr
     let head = head.filter(|head| head.id == id).ok_or(MessageError::Damaged)?;
     let chunks = (head.chunks > 0).then_some(head.chunks);
     Ok(TaskCopy { chunks, message: payload.slice(payload.len() - rest.len()..) })
+}
+
+/// A stored task on its way to the owner of its partition: the message as it is in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PushedTask {
+    pub(super) id: TaskId,
+    pub(super) message: Bytes,
+}
+
+/// What precedes the message of a pushed task.
+#[derive(Clone, Copy, Debug, Encode, BorrowDecode)]
+struct PushedHead {
+    id: u64,
+    bytes: u64,
+}
+
+pub(super) fn pushed(tasks: &[PushedTask]) -> Result<Bytes, EncodeError> {
+    let mut parts = Vec::new();
+    for PushedTask { id, message } in tasks {
+        parts.extend(payload::encode(PushedHead { id: id.0, bytes: message.len() as u64 })?);
+        parts.extend_from_slice(message);
+    }
+    Ok(seal(Kind::Pushed, &[&parts]))
+}
+
+pub(super) fn read_pushed(message: &Bytes) -> Result<Vec<PushedTask>, MessageError> {
+    let payload = unseal(Kind::Pushed, message)?;
+    let mut rest = &*payload;
+    let mut tasks = Vec::new();
+    while !rest.is_empty() {
+        let head: Option<PushedHead> = payload::decode_next(&mut rest);
+        let taken = head.and_then(|PushedHead { id, bytes }| {
+            let (message, next) = rest.split_at_checked(usize::try_from(bytes).ok()?)?;
+            // Copied: one of them may be kept much longer than the others.
+            Some((PushedTask { id: TaskId(id), message: Bytes::copy_from_slice(message) }, next))
+        });
+        let (task, next) = taken.ok_or(MessageError::Damaged)?;
+        tasks.push(task);
+        rest = next;
+    }
+    Ok(tasks)
 }
 
 pub(super) fn progress(entries: &[Progress]) -> Result<Bytes, EncodeError> {

@@ -140,6 +140,12 @@ impl StreamNames {
         format!("{}.a.{process:016x}", self.0)
     }
 
+    /// Not stored: stored tasks, to the process that owns their partitions.
+    #[must_use]
+    pub fn pushed(&self, process: u64) -> String {
+        format!("{}.s.{process:016x}", self.0)
+    }
+
     /// Not stored: the requests of other instances to a process.
     #[must_use]
     pub fn questions(&self, process: u64) -> String {

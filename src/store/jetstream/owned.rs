@@ -44,8 +44,9 @@ const GATHERED_PART: usize = 256;
 const MAX_ROWS: usize = 900;
 const MAX_ROW_BYTES: usize = 512 << 10;
 
-/// So long, messages of this process may still fill a gap.
-const GAP: Duration = Duration::from_millis(2);
+/// How long a gap may be filled by what this process stores or another one passes on, before the log is
+/// read.
+const GAP: Duration = Duration::from_millis(10);
 
 /// Before a read of the log that found nothing or failed is repeated.
 const READ_AGAIN: Duration = Duration::from_millis(20);
@@ -457,6 +458,10 @@ impl Owned {
         let mut turns = Vec::new();
         while let Some(turn) = self.reader.advance() {
             turns.push(turn);
+        }
+        if !turns.is_empty() {
+            // Another gap is a new one.
+            self.gap_since = None;
         }
         let entered = self.enter(turns, stored, notify);
         if entered.is_ok() {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, error};
 
 use super::connect::Store;
@@ -33,6 +33,7 @@ use super::message::{self, Nonce, TaskMessages};
 use super::meta::Meta;
 use super::names::task_id;
 use super::protocol::{Ack, Outgoing, StoreRequestError};
+use super::push::TaskPusher;
 use super::reader::LoggedTask;
 use super::standing::{Owner, PartitionOrder, Standing};
 use crate::store::journal::{Append, AppendError, AppendReply, Appended};
@@ -47,8 +48,8 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// not take the places of the others.
 const MOST_WAITING: u64 = 256;
 
-/// Between two hints for a partition: each costs the servers a message, and the owner a read.
-const HINT_EVERY: Duration = Duration::from_millis(5);
+/// Between two hints for a partition. Its owner has most tasks before, from `push.rs`.
+const HINT_EVERY: Duration = Duration::from_millis(50);
 
 /// Between two attempts after a failed one.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -64,6 +65,7 @@ pub(super) struct Publisher {
     /// The records of replicas.
     meta: Arc<Meta>,
     idempotency: Arc<ClusterKeys>,
+    pusher: Arc<TaskPusher>,
     /// By partition.
     gates: Vec<Arc<PartitionGate>>,
     /// Writes that have no outcome yet, and their bytes.
@@ -91,6 +93,8 @@ pub(super) struct Submitted {
 struct OnItsWay {
     partition: Partition,
     task: Task,
+    /// As it is in the log.
+    message: Bytes,
     chunks: u32,
     idempotency: Option<Idempotency>,
     /// The write of an idempotency key that may be stored already.
@@ -122,6 +126,7 @@ impl Publisher {
         let gates = partitions.iter().map(|_| Arc::default()).collect();
         Self {
             gates,
+            pusher: Arc::new(TaskPusher::new(store.clone())),
             store,
             process,
             partitions,
@@ -240,6 +245,7 @@ impl Publisher {
         let on_its_way = OnItsWay {
             partition,
             task,
+            message: messages.task.clone(),
             chunks,
             idempotency,
             is_repeat,
@@ -420,8 +426,17 @@ impl Publisher {
     /// A task is stored. If it is a write of this process without an outcome, it gets one.
     pub(super) fn stored(&self, nonce: Nonce, sequence: u64, found: Found) {
         let Some(write) = lock(&self.on_their_way).remove(&nonce) else { return };
-        let OnItsWay { partition, mut task, chunks, idempotency, is_repeat, begun, reply, .. } =
-            write;
+        let OnItsWay {
+            partition,
+            mut task,
+            message,
+            chunks,
+            idempotency,
+            is_repeat,
+            begun,
+            reply,
+            ..
+        } = write;
         let id = task_id(sequence, partition);
         task.id = id;
         self.store.figures().published(begun.elapsed());
@@ -440,6 +455,12 @@ impl Publisher {
             return self.answer_repeat(key, repeated, reply, deadline);
         }
         if !arrives {
+            if let Owner::Other(owner) = &*standing.owner.borrow() {
+                // The stored one may differ from that of a repeat.
+                let is_own = chunks == 0 && found == (Found::Acked { is_duplicate: false });
+                let message = if is_own { message } else { Bytes::new() };
+                self.pusher.push(owner.process, id, message);
+            }
             self.hint(standing);
             return reply(Ok(Appended::Elsewhere(id)));
         }
@@ -467,22 +488,22 @@ impl Publisher {
         tokio::spawn(async move { keys.bind(&key, consistency, partition, nonce.0, id).await });
     }
 
-    /// Tells the owner of a partition that tasks are stored. It notices by itself, but later.
+    /// Tells the owner of a partition up to where tasks are stored, soon: it may lack some of them.
     fn hint(&self, standing: &Arc<Standing>) {
         let Some(gate) = self.gates.get(usize::from(standing.partition.0)) else { return };
         if gate.hints.swap(true, Ordering::SeqCst) {
             return;
         }
         let (gate, standing) = (Arc::clone(gate), Arc::clone(standing));
-        let client = self.store.client().clone();
+        let (client, mut closed) = (self.store.client().clone(), self.closed.subscribe());
         let subject = self.store.names().hint(standing.partition);
         tokio::spawn(async move {
             let mut sent = 0;
             loop {
                 while standing.stored() > sent {
+                    let _ = timeout(HINT_EVERY, closed.wait_for(|is_closed| *is_closed)).await;
                     sent = standing.stored();
                     drop(client.publish(subject.clone(), sent.to_string().into()).await);
-                    sleep(HINT_EVERY).await;
                 }
                 gate.hints.store(false, Ordering::SeqCst);
                 // A write may have come between the two.

@@ -1,5 +1,5 @@
-//! Puts the messages of an owned partition into their order: those that this process has stored, and
-//! those that it reads from the log. Pure.
+//! Puts the messages of an owned partition into their order: those that this process or, for it, another
+//! one has stored, and those that it reads from the log. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use crate::store::payload::Nodes;
 use crate::store::records::Recovered;
 use crate::task::{Idempotency, Partition, Progress, Task};
 
+/// The tasks that wait for a gap before them to be read.
+const MAX_AHEAD_BYTES: usize = 4 << 20;
+
 /// Sequences that are looked for at the leader at a time, and at all.
 pub(super) const MAX_HOLES: usize = 1_000;
 const MAX_LOST: usize = 10_000;
@@ -25,8 +28,10 @@ pub(super) struct Reader {
     next: u64,
     /// Messages up to it are stored.
     stored: u64,
-    /// Messages of this process, by the first sequence of each group.
+    /// Messages that do not come from the log, by the first sequence of each group.
     ahead: BTreeMap<u64, Ahead>,
+    /// Of the tasks in it.
+    ahead_bytes: usize,
     /// The chunks right before `next`.
     chunks: Vec<Bytes>,
     nodes: Nodes,
@@ -42,6 +47,15 @@ enum Ahead {
     Other {
         last: u64,
     },
+}
+
+impl Ahead {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Task { task, .. } => task.task.weight(),
+            Self::Other { .. } => 0,
+        }
+    }
 }
 
 /// A task and what its message says of it.
@@ -71,6 +85,7 @@ impl Reader {
             next: sequence.saturating_add(1),
             stored: sequence,
             ahead: BTreeMap::new(),
+            ahead_bytes: 0,
             chunks: Vec::new(),
             nodes: Nodes::default(),
         }
@@ -97,16 +112,26 @@ impl Reader {
         self.stored = self.stored.max(sequence);
     }
 
+    /// A task is stored. Beyond a limit it is read from the log in its turn.
     pub(super) fn acked(&mut self, sequence: u64, task: LoggedTask) {
         self.note_stored(sequence);
+        if self.ahead_bytes > MAX_AHEAD_BYTES {
+            return;
+        }
         let first = sequence - u64::from(task.chunks);
-        self.ahead.insert(first, Ahead::Task { sequence, task });
+        self.put_ahead(first, Ahead::Task { sequence, task });
     }
 
     /// This process has stored messages that are no tasks.
     pub(super) fn wrote(&mut self, first: u64, last: u64) {
         self.note_stored(last);
-        self.ahead.insert(first, Ahead::Other { last });
+        self.put_ahead(first, Ahead::Other { last });
+    }
+
+    fn put_ahead(&mut self, first: u64, ahead: Ahead) {
+        self.ahead_bytes += ahead.weight();
+        let before = self.ahead.insert(first, ahead);
+        self.ahead_bytes -= before.map_or(0, |before| before.weight());
     }
 
     /// Skips a message of the log. Returns false if it was read already.
@@ -119,7 +144,7 @@ impl Reader {
         is_new
     }
 
-    /// Sequences before this one that are neither read, nor known to be missing, nor of this process, the
+    /// Sequences before this one that are neither read, nor known to be missing, nor ahead of the log, the
     /// first ones.
     pub(super) fn holes(&self, known: u64, sequence: u64) -> Vec<u64> {
         let (mut next, mut holes) = (self.next.max(known.saturating_add(1)), Vec::new());
@@ -135,7 +160,7 @@ impl Reader {
         holes
     }
 
-    /// The messages before this one that were not read, and are not of this process, do not exist.
+    /// The messages before this one that were not read, and are not ahead of the log, do not exist.
     pub(super) fn skip(&mut self, sequence: u64) {
         let ahead = self.ahead.first_key_value().map_or(sequence, |(first, _)| *first);
         if self.next < ahead.min(sequence) {
@@ -144,13 +169,14 @@ impl Reader {
         }
     }
 
-    /// The next task that this process has stored, if its turn has come.
+    /// The next task that is ahead of the log, if its turn has come.
     pub(super) fn advance(&mut self) -> Option<LogTurn> {
         while let Some(entry) = self.ahead.first_entry() {
             if *entry.key() > self.next {
                 return None;
             }
             let (first, ahead) = entry.remove_entry();
+            self.ahead_bytes -= ahead.weight();
             let (Ahead::Task { sequence: last, .. } | Ahead::Other { last }) = ahead;
             // Otherwise it was read from the log.
             let is_next = first == self.next;
@@ -193,23 +219,25 @@ impl Reader {
         }
         let id = task_id(sequence, partition);
         let read = message::read_task(id, &payload, &mut self.nodes);
-        let task = read.and_then(|task| logged(task, &chunks));
+        let task = read.and_then(|task| LoggedTask::of(task, &chunks));
         Some(LogTurn { sequence, task })
     }
 }
 
-/// Takes the value from the last of these chunks, if it is not in the task's own message.
-fn logged(task: StoredTask, chunks: &[Bytes]) -> Result<LoggedTask, MessageError> {
-    let (count, nonce, idempotency) = (task.chunks, task.nonce, task.idempotency.clone());
-    let awaited_by = task.awaited_by;
-    let task = task.whole().or_else(|task| {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let start = chunks.len().checked_sub(count).ok_or(MessageError::Damaged)?;
-        task.with_chunks(chunks.get(start..).unwrap_or_default())
-    });
-    let took = Duration::ZERO;
-    let task = Arc::new(task?);
-    Ok(LoggedTask { task, chunks: count, nonce, idempotency, awaited_by, took })
+impl LoggedTask {
+    /// Takes the value from the last of these chunks, if it is not in the task's own message.
+    pub(super) fn of(task: StoredTask, chunks: &[Bytes]) -> Result<Self, MessageError> {
+        let (count, nonce, idempotency) = (task.chunks, task.nonce, task.idempotency.clone());
+        let awaited_by = task.awaited_by;
+        let task = task.whole().or_else(|task| {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            let start = chunks.len().checked_sub(count).ok_or(MessageError::Damaged)?;
+            task.with_chunks(chunks.get(start..).unwrap_or_default())
+        });
+        let took = Duration::ZERO;
+        let task = Arc::new(task?);
+        Ok(Self { task, chunks: count, nonce, idempotency, awaited_by, took })
+    }
 }
 
 /// The unsettled tasks of a claimed partition, while they are read.
@@ -380,5 +408,56 @@ impl RecoveredTask {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Consistency, Node, Operation, TaskId, Timestamp};
+
+    const PARTITION: Partition = Partition(0);
+
+    fn stored(sequence: u64, bytes: usize) -> LoggedTask {
+        let task = Task {
+            id: TaskId(sequence),
+            key: "k".into(),
+            operation: Operation::Set,
+            value: vec![0; bytes].into(),
+            accepted_at: Timestamp(1),
+            expires_at: None,
+            replicas: vec![Node::parse("http://a").unwrap()],
+            user_id: None,
+            client: None,
+            consistency: Consistency::Eventual,
+            primary: None,
+            trace: None,
+        };
+        let (task, took) = (Arc::new(task), Duration::ZERO);
+        let (chunks, nonce, idempotency, awaited_by) = (0, Nonce(sequence.into()), None, None);
+        LoggedTask { task, chunks, nonce, idempotency, awaited_by, took }
+    }
+
+    #[test]
+    fn behind_a_gap_a_limited_number_of_bytes_waits_and_the_rest_is_read_from_the_log() {
+        let mut reader = Reader::after(0);
+        let bytes = MAX_AHEAD_BYTES / 8;
+        for sequence in (2..=100).chain([2]) {
+            reader.acked(sequence, stored(sequence, bytes));
+        }
+        assert!(reader.ahead.len() <= 8, "{} tasks wait", reader.ahead.len());
+        assert!(reader.advance().is_none() && reader.has_gap());
+        reader.pass(1);
+        let turns: Vec<_> = std::iter::from_fn(|| reader.advance()).collect();
+        assert!(turns.iter().map(|turn| turn.sequence).eq(2..reader.next()));
+        assert_eq!((reader.ahead.len(), reader.ahead_bytes), (0, 0));
+        assert!(reader.has_gap(), "the others are in the log");
+        let names = StreamNames::new("c".parse().unwrap());
+        for sequence in reader.next()..=100 {
+            let payload = Bytes::new();
+            let message = LogMessage { sequence, subject: names.task(PARTITION), payload };
+            assert_eq!(reader.read(&names, PARTITION, message).unwrap().sequence, sequence);
+        }
+        assert!(!reader.has_gap());
     }
 }

@@ -46,7 +46,7 @@ struct Details {
 
 /// An input of the task of a partition.
 pub(super) enum PartitionOrder {
-    /// A write of this process is stored.
+    /// A task is stored, by this process or by another one for it.
     Acked {
         sequence: u64,
         task: LoggedTask,

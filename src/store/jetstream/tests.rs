@@ -19,6 +19,7 @@ use crate::task::{
 mod copying;
 mod full;
 mod peers;
+mod push;
 mod silence;
 
 const KEYS: KeyLimits = KeyLimits { window: Duration::from_secs(60), most: 100 };

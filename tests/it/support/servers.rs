@@ -123,7 +123,7 @@ impl Servers {
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     }
 
-    /// Sends a signal: `-STOP`, `-CONT`, `-TERM`.
+    /// Sends a signal: `-STOP`, `-CONT`, `-TERM`, `-USR2`.
     pub fn signal(&self, at: usize, signal: &str) {
         let pid = self.nodes[at].child.as_ref().expect("it runs").id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());

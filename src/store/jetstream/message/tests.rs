@@ -178,3 +178,20 @@ fn a_thousand_dead_letters_with_long_errors_fit_into_a_message() {
     assert!(message.len() < 512 << 10, "{}", message.len());
     assert_eq!(read_progress(&message).unwrap().len(), 1024);
 }
+
+#[test]
+fn pushed_tasks_come_back_whole_and_damage_is_noticed() {
+    let tasks = [(7, &b"one"[..]), (u64::MAX, b""), (9, b"two")];
+    let tasks = tasks.map(|(id, message)| PushedTask { id: TaskId(id), message: message.into() });
+    let sent = pushed(&tasks).unwrap();
+    assert_eq!(read_pushed(&sent).unwrap(), tasks);
+    assert_eq!(read_pushed(&pushed(&[]).unwrap()).unwrap(), []);
+    // Also what a sender made wrong, with a checksum that is right.
+    let cut = seal(Kind::Pushed, &[&sent[FRAME_BYTES..sent.len() - 1]]);
+    assert_eq!(read_pushed(&cut), Err(MessageError::Damaged));
+    for at in 0..sent.len() {
+        let mut damaged = sent.to_vec();
+        damaged[at] ^= 1;
+        assert_eq!(read_pushed(&damaged.into()), Err(MessageError::Damaged), "{at}");
+    }
+}

@@ -7,7 +7,7 @@ use crate::store::jetstream::reader::LogTurn;
 use crate::store::journal::JournalEvent;
 
 impl Owned {
-    /// Takes the turns of messages of this process before this message of the log. Returns false if
+    /// Takes the turns of messages that are ahead of the log before this one. Returns false if
     /// messages in between must be looked for first.
     pub(super) fn own_turns(&mut self, sequence: u64, turns: &mut Vec<LogTurn>) -> bool {
         while self.is_live() && self.reader.next() < sequence {
