@@ -8,7 +8,8 @@ use crate::roles::Process;
 
 /// `work` is `accept:64:10`: the part, the connections and the seconds. Prints the process of the
 /// daemon first, and at the end how many writes it answered and how long its threads ran for them.
-/// `E2E_DAEMON` names another binary, `E2E_FLAGS` has more flags for it.
+/// `E2E_DAEMON` names another binary, `E2E_FLAGS` has more flags for it. With `E2E_STORE`, the daemon is
+/// an instance on those nats-servers.
 pub async fn load_only(work: &str) {
     let mut words = work.split(':');
     let mut next = || words.next().expect("load:PART:CONNECTIONS:SECONDS");
@@ -27,7 +28,10 @@ pub async fn load_only(work: &str) {
     let flags = if part == "accept" { WIDE } else { &[] };
     let more = std::env::var("E2E_FLAGS").unwrap_or_default();
     let flags: Vec<_> = flags.iter().copied().chain(more.split_whitespace()).collect();
-    let daemon = Process::daemon_at(binary, &flags);
+    let daemon = match std::env::var("E2E_STORE") {
+        Ok(store) => Process::instance_at(binary, &store, "load", &flags),
+        Err(_) => Process::daemon_at(binary, &flags),
+    };
     let make = move |connection: usize, n: u64| {
         let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
         body(consistency, &format!("k-{connection}-{n}"), &nodes)

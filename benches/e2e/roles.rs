@@ -82,7 +82,11 @@ impl Process {
 
     /// An instance of a cluster.
     pub fn instance(store: &str, node_id: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_replicator"));
+        Self::instance_at(env!("CARGO_BIN_EXE_replicator"), store, node_id, args)
+    }
+
+    pub fn instance_at(binary: &str, store: &str, node_id: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(binary);
         command.args(["--port", "0", "--log", "error", "--node-id", node_id, "--store", store]);
         command.args(args);
         Self::spawn(command, None)
