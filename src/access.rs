@@ -13,10 +13,11 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
@@ -167,7 +168,7 @@ impl Holder {
 
     fn bucket(&self) -> Option<MutexGuard<'_, Bucket>> {
         // A counter stays usable after a panic of a holder.
-        Some(self.bucket.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(self.bucket.as_ref()?.lock())
     }
 }
 

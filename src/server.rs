@@ -12,9 +12,9 @@
 //!
 //! It knows nothing about queues, replicas or disks. Read [`serve`], then `routes` and `replicate`.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 

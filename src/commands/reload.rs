@@ -1,8 +1,8 @@
 //! Reads the config file again on SIGHUP.
 
 use std::ffi::OsString;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
 use super::validated;
@@ -30,7 +30,7 @@ impl SettingsReader {
     /// The settings with the present content of the config file. Puts the filter of the log in force,
     /// and logs what else has changed. `None` without a file, or if it is not valid.
     pub(super) fn read(&self) -> Option<Config> {
-        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_force = self.in_force.lock();
         in_force.iter().find(|setting| setting.name == "config" && !setting.values.is_empty())?;
         let valid = environment::read(self.args.clone()).and_then(|line| {
             let (config, filter) = validated(&line.cli.daemon, &line.origins)?;

@@ -7,8 +7,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
@@ -59,7 +59,7 @@ impl Outbound {
 
     /// Puts new settings in force, and reloads each file that can be used. Blocks.
     pub(super) fn reload(&self, new: Option<config::OutboundConfig>) {
-        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = self.settings.lock();
         if let Some(new) = new
             && logged(may_replace(&settings, &new)).is_some()
         {

@@ -2,9 +2,9 @@
 //! reads the files for access, for replicas and for notifications again.
 
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::inbound::Inbound;
@@ -47,11 +47,11 @@ pub(super) struct Reloadable {
 impl Reloadable {
     /// Reloads each file that can be used. `read` reads the config file. Blocks.
     pub(super) fn reload(&self, read: impl FnOnce() -> Option<Config>) {
-        let _one = lock(&self.reloading);
+        let _one = self.reloading.lock();
         // The loop, to which the events go, may have ended.
         let new = read();
         if let Some(config) = &new {
-            *lock(&self.drain_timeout) = config.drain_timeout;
+            *self.drain_timeout.lock() = config.drain_timeout;
             self.redrive_rate.send_replace(config.engine.redrive_rate);
             let (engine, queue_wait) = (Box::new(config.engine.clone()), config.queue_wait);
             let _ = self.events.send(LoopEvent::Reconfigured { engine, queue_wait });
@@ -64,11 +64,6 @@ impl Reloadable {
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
-        *lock(&self.drain_timeout)
+        *self.drain_timeout.lock()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic leaves none of them half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

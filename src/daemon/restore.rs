@@ -1,10 +1,11 @@
 //! The recovery at the start: from disk into the engine.
 
 use std::mem;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, info, warn};
 
@@ -136,7 +137,7 @@ pub(super) fn join(
     let receiver = Arc::new(Mutex::new(Receiver::Start(Vec::new())));
     let (notified, sender) = (Arc::clone(&receiver), events.clone());
     let notify = Box::new(move |event| {
-        match &mut *notified.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &mut *notified.lock() {
             Receiver::Start(events) => events.push(event),
             // Fails only if the loop has panicked.
             Receiver::Loop => drop(sender.send(LoopEvent::Journal(event))),
@@ -146,7 +147,7 @@ pub(super) fn join(
     let settings = JetStreamSettings { ids_after, ..settings.clone() };
     let journal = JetStreamJournal::open(&settings, notify)?;
     // Under the lock, so that no later event overtakes one of these.
-    let mut receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut receiver = receiver.lock();
     if let Receiver::Start(early) = mem::replace(&mut *receiver, Receiver::Loop) {
         for event in early {
             match event {

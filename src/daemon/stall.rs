@@ -75,7 +75,9 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -86,17 +88,12 @@ mod tests {
         let (stalled, reports) = watch::channel(false);
         let turn = SharedTurn::default();
         let in_progress = Arc::clone(&turn);
-        tokio::spawn(watch(
-            move || *in_progress.lock().unwrap(),
-            DISK_HANGS,
-            health.clone(),
-            stalled,
-        ));
+        tokio::spawn(watch(move || *in_progress.lock(), DISK_HANGS, health.clone(), stalled));
         (turn, health, reports)
     }
 
     fn set(turn: &SharedTurn, number: Option<u64>) {
-        *turn.lock().unwrap() = number;
+        *turn.lock() = number;
     }
 
     #[tokio::test(start_paused = true)]

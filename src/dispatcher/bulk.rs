@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
@@ -128,7 +129,7 @@ impl Handle {
 impl Operations {
     fn with<T>(&self, f: impl FnOnce(&mut OperationList) -> T) -> T {
         // No change of the list can panic half way.
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.0.lock())
     }
 
     /// A letter that an operation redrove has its outcome.

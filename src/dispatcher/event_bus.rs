@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -106,7 +107,7 @@ impl EventBus {
 
     fn with<T>(&self, what: impl FnOnce(&mut EventRing) -> T) -> T {
         // No change of the ring can panic half way.
-        what(&mut self.ring.lock().unwrap_or_else(PoisonError::into_inner))
+        what(&mut self.ring.lock())
     }
 
     /// Whether there are subscribers, and subscribers of task events, now or within [`WATCHED_FOR`].

@@ -4,9 +4,10 @@
 //! replica has a share, so a few slow replicas cannot take all of the memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -57,14 +58,14 @@ impl ReadMemory {
     pub(super) async fn take(&self, node: &Node, bytes: u64) -> Option<ReadPermit> {
         let (granted, permit) = oneshot::channel();
         let waiting = ReadWaiter { node: node.clone(), bytes, granted };
-        lock(&self.state).waiting.push(waiting);
+        self.state.lock().waiting.push(waiting);
         grant(&self.state);
         timeout(WAIT, permit).await.ok()?.ok()
     }
 
     /// The error of an attempt that got no memory.
     pub(super) fn shortage(&self) -> String {
-        let ReadMemoryState { pool, .. } = *lock(&self.state);
+        let ReadMemoryState { pool, .. } = *self.state.lock();
         format!(
             "no memory to read the task back from disk within {} s: other tasks hold {} of {} bytes (--memory-budget)",
             WAIT.as_secs(),
@@ -76,7 +77,7 @@ impl ReadMemory {
 
 impl Drop for ReadPermit {
     fn drop(&mut self) {
-        lock(&self.state).give_back(&self.node, self.bytes);
+        self.state.lock().give_back(&self.node, self.bytes);
         grant(&self.state);
     }
 }
@@ -106,14 +107,10 @@ impl ReadMemoryState {
 
 fn grant(state: &Arc<Mutex<ReadMemoryState>>) {
     loop {
-        let Some(ReadWaiter { node, bytes, granted }) = lock(state).next() else { return };
+        let Some(ReadWaiter { node, bytes, granted }) = state.lock().next() else { return };
         // If the waiter is gone, the permit comes back and is dropped here, without the lock.
         let _ = granted.send(ReadPermit { state: Arc::clone(state), node, bytes });
     }
-}
-
-fn lock(state: &Mutex<ReadMemoryState>) -> MutexGuard<'_, ReadMemoryState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -176,7 +173,7 @@ mod tests {
         assert!(!waits.is_finished());
         drop(all);
         assert!(waits.await.unwrap());
-        let state = lock(&memory.state);
+        let state = memory.state.lock();
         assert_eq!((state.pool.used, state.held.len(), state.waiting.len()), (0, 0, 0));
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// Limit of the queue: about 20,000 lines. A burst at `trace` must lose nothing while the reader
 /// works, and a stopped reader must not cost more memory.
@@ -51,7 +53,7 @@ impl Outlet {
 
     /// Queues a line that ends with a newline, or drops it if the queue is full.
     pub(super) fn push(&self, line: String) {
-        let mut queue = self.0.lock();
+        let mut queue = self.0.queue.lock();
         if queue.bytes.saturating_add(line.len()) > MAX_QUEUED_BYTES {
             self.0.drop_line(&mut queue);
             return;
@@ -64,22 +66,18 @@ impl Outlet {
 
     pub(super) fn flush(&self, timeout: Duration) {
         let busy = |queue: &mut OutletQueue| queue.writing || !queue.lines.is_empty();
-        drop(self.0.changed.wait_timeout_while(self.0.lock(), timeout, busy));
+        self.0.changed.wait_while_for(&mut self.0.queue.lock(), busy, timeout);
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, OutletQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn drop_line(&self, queue: &mut OutletQueue) {
         queue.unreported += 1;
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     fn next(&self) -> String {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.writing = false;
         self.changed.notify_all();
         loop {
@@ -88,7 +86,7 @@ impl Shared {
                 queue.writing = true;
                 return line;
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut queue);
         }
     }
 
@@ -99,7 +97,7 @@ impl Shared {
             let line = self.next();
             let line = if torn { format!("\n{line}") } else { line };
             let written = put(&mut to, line.as_bytes());
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             match written {
                 Ok(()) => torn = false,
                 Err(begun) => {

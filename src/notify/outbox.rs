@@ -1,8 +1,9 @@
 //! The queue of one receiver: bounded, so that a dead receiver costs a known amount of memory.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::event::Notice;
@@ -33,7 +34,7 @@ impl Default for Outbox {
 impl Outbox {
     fn with<T>(&self, what: impl FnOnce(&mut Waiting) -> T) -> T {
         // No change can panic half way.
-        what(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        what(&mut self.waiting.lock())
     }
 
     fn change<T>(&self, what: impl FnOnce(&mut Waiting) -> T) -> T {

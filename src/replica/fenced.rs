@@ -7,10 +7,11 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -75,7 +76,7 @@ impl FencePlace {
     /// Called before the request is given to the connection.
     pub(super) fn set(&self, request: Option<&Arc<FencedRequest>>) {
         if request.is_some() || self.is_taken.load(Ordering::Acquire) {
-            *self.request.lock().unwrap_or_else(PoisonError::into_inner) = request.cloned();
+            *self.request.lock() = request.cloned();
             self.is_taken.store(request.is_some(), Ordering::Release);
         }
     }
@@ -85,7 +86,7 @@ impl FencePlace {
         if !self.is_taken.load(Ordering::Acquire) {
             return (false, Ok(()));
         }
-        let request = self.request.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = self.request.lock();
         (true, request.as_ref().map_or(Ok(()), |request| request.before_write()))
     }
 }

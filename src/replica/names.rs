@@ -17,9 +17,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::timeout;
@@ -151,7 +152,7 @@ impl Names {
 
     pub(super) async fn addresses(self: Arc<Self>, name: &str, patience: Duration) -> LookupAnswer {
         let (last, mut running) = {
-            let mut table = self.table();
+            let mut table = self.table.lock();
             let entry = table.of(name);
             let last = entry.last.clone();
             if let Some(last) = &last
@@ -189,11 +190,11 @@ impl Names {
     }
 
     pub(super) fn last(&self, name: &str) -> Option<Arc<[IpAddr]>> {
-        self.table().by_name.get(name)?.last.clone()
+        self.table.lock().by_name.get(name)?.last.clone()
     }
 
     pub(super) fn clear_answers(&self) {
-        for entry in self.table().by_name.values_mut() {
+        for entry in self.table.lock().by_name.values_mut() {
             (entry.last, entry.is_fresh) = (None, false);
         }
     }
@@ -271,22 +272,18 @@ impl Names {
     }
 
     fn change(&self, name: &str, change: impl FnOnce(&mut NameEntry)) {
-        if let Some(entry) = self.table().by_name.get_mut(name) {
+        if let Some(entry) = self.table.lock().by_name.get_mut(name) {
             change(entry);
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, NameTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     #[cfg(test)]
     pub(super) fn is_slow(&self, name: &str) -> bool {
-        self.table().by_name.get(name).is_some_and(|entry| entry.is_slow)
+        self.table.lock().by_name.get(name).is_some_and(|entry| entry.is_slow)
     }
 
     #[cfg(test)]
     pub(super) fn cached(&self) -> usize {
-        self.table().by_name.len()
+        self.table.lock().by_name.len()
     }
 }

@@ -22,9 +22,10 @@
 #![expect(clippy::disallowed_methods, reason = "idle times are local to this module")]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
@@ -62,7 +63,7 @@ impl Pools {
 
     pub(super) fn take(&self, node: &Node) -> Option<Connection> {
         let now = Instant::now();
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         let most = self.settings.connection_age;
         let is_usable = |shared: &Http2| !shared.has_ended() && !shared.age.is_over(most, now);
         if let Some(shared) = kept.take_shared(origin(node), now, is_usable) {
@@ -85,7 +86,7 @@ impl Pools {
         let (http2, now) = (self.settings.http2, Instant::now());
         let connection = Connection::open(target, addresses, &self.tls, http2, now).await?;
         if let Connection::Http2(shared) = &connection {
-            let mut kept = lock(&self.kept);
+            let mut kept = self.kept.lock();
             kept.share(origin(node), &shared.of, now, Instant::now());
             self.sweep(&mut kept);
         }
@@ -103,7 +104,7 @@ impl Pools {
             return;
         }
         let made = connection.age.made;
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         kept.keep(origin(node), connection, made, now);
         self.sweep(&mut kept);
     }
@@ -118,7 +119,7 @@ impl Pools {
     /// Closes the kept connections to a replica, and those in use when they become free, after an
     /// attempt without an answer.
     pub(super) fn retire(&self, node: &Node) {
-        lock(&self.kept).retire(origin(node), Instant::now());
+        self.kept.lock().retire(origin(node), Instant::now());
     }
 }
 
@@ -127,17 +128,13 @@ async fn sweep(kept: Weak<Mutex<KeptConnections<Http1>>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let Some(kept) = kept.upgrade() else { return };
-        let mut kept = lock(&kept);
+        let mut kept = kept.lock();
         kept.close_idle(Instant::now());
         if kept.by_origin.is_empty() {
             kept.is_swept = false;
             return;
         }
     }
-}
-
-fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Copy)]

@@ -4,8 +4,9 @@
 //! wait are served in order. Those of clients that have used up their share delay no others.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::share::SharedPool;
@@ -127,7 +128,7 @@ impl ClientPool {
 
     fn claims(&self) -> MutexGuard<'_, PoolClaims> {
         // No holder can panic in the middle of a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,6 +19,7 @@ use axum::routing::put;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -122,7 +123,7 @@ impl MemoryReplica {
     /// The unexpired value of `key`.
     pub fn get(&self, key: &str) -> Option<Bytes> {
         let now = (self.clock)();
-        let entries = self.entries();
+        let entries = self.entries.lock();
         let entry = entries.values.get(key)?;
         entry.expires_at.is_none_or(|end| end > now).then(|| entry.value.clone())
     }
@@ -147,10 +148,6 @@ impl MemoryReplica {
             }
         }
     }
-
-    fn entries(&self) -> MutexGuard<'_, ReplicaEntries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 async fn store(
@@ -162,7 +159,7 @@ async fn store(
 ) -> Result<Response, Problem> {
     let ttl = query.ttl.as_deref().and_then(parse_go_duration);
     let expires_at = ttl.map(|ttl| (replica.clock)().saturating_add(ttl));
-    let mut entries = replica.entries();
+    let mut entries = replica.entries.lock();
     let order = replica.admit(&entries, &key, &headers)?;
     entries.deletions.forget(&key);
     entries.values.insert(key, StoredValue { value, expires_at, order });
@@ -182,7 +179,7 @@ async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let now = (replica.clock)();
-    let mut entries = replica.entries();
+    let mut entries = replica.entries.lock();
     let order = replica.admit(&entries, &key, &headers)?;
     let removed = entries.values.remove(&key);
     let held = removed.is_some_and(|stored| stored.expires_at.is_none_or(|end| end > now));

@@ -1,7 +1,7 @@
 //! `GET /metrics` and `GET /metrics/users`, with content negotiation. Scrapes at the same time share
 //! one rendering.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
@@ -69,7 +69,7 @@ impl ServerState {
     responses((status = 200, body = Object, description = "Up to 1000 users.")),
 )]
 pub(super) async fn users(State(server): State<Arc<ServerState>>) -> Response {
-    let users = server.users.lock().unwrap_or_else(PoisonError::into_inner);
+    let users = server.users.lock();
     let busiest = users.busiest();
     drop(users);
     ok(&json!({ "users": busiest }))

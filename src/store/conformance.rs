@@ -1,10 +1,11 @@
 //! Promises of every journal, tested by its outcomes and events and their order.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::jetstream::testing::NatsServer;

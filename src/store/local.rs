@@ -7,8 +7,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use self::database::{Database, open_sled};
 use self::directory::Directory;
@@ -122,23 +124,23 @@ impl Files {
 
     /// The result stays readable after a compaction.
     fn database(&self) -> Database {
-        self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.database.read().clone()
     }
 
     /// From now on [`Self::check_presence`] requires the files of `store`.
     fn require_presence(&self, store: &str) -> Result<(), OpenError> {
         let presence = Presence::of(self.directory.path(), store)?;
-        *self.presence.lock().unwrap_or_else(PoisonError::into_inner) = Some(presence);
+        *self.presence.lock() = Some(presence);
         Ok(())
     }
 
     fn check_presence(&self) -> Result<(), Failure> {
-        let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        let presence = self.presence.lock();
         presence.as_ref().map_or(Ok(()), Presence::check)
     }
 
     fn replace_database(&self, new: Database) -> Database {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         std::mem::replace(&mut *database, new)
     }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::ready;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::journal::{
     Append, AppendError, AppendReply, Appended, BoxFuture, Journal, JournalEvent, KeyState, NoRoom,
@@ -86,7 +88,7 @@ impl MemoryJournal {
         store: &Arc<Mutex<MemoryStore>>,
         notify: impl Fn(JournalEvent) + Send + 'static,
     ) -> Self {
-        for (node, row) in &lock(store).replicas {
+        for (node, row) in &store.lock().replicas {
             notify(JournalEvent::Replica { node: node.clone(), row: Some(row.clone()) });
         }
         let (store, notify) = (Arc::clone(store), Mutex::new(Box::new(notify) as _));
@@ -100,19 +102,19 @@ impl MemoryJournal {
 
     /// From now on, writes and settlements are not durable before [`Self::commit`].
     pub(crate) fn hold_commits(&self) {
-        lock(&self.held).get_or_insert_default();
+        self.held.lock().get_or_insert_default();
     }
 
     /// Makes everything so far durable.
     pub(crate) fn commit(&self) {
-        let held = lock(&self.held).as_mut().map(std::mem::take).unwrap_or_default();
+        let held = self.held.lock().as_mut().map(std::mem::take).unwrap_or_default();
         let mut tasks = Vec::new();
         for HeldWrite { task, progress, reply } in held {
-            lock(&self.store).tasks.insert(task.id, (Arc::clone(&task), progress));
+            self.store.lock().tasks.insert(task.id, (Arc::clone(&task), progress));
             reply(Ok(Appended::New(task.id)));
             tasks.push(task);
         }
-        let through = *lock(&self.settled);
+        let through = *self.settled.lock();
         self.notify(JournalEvent::Settled { through });
         if !tasks.is_empty() {
             let partition = Partition::default();
@@ -122,9 +124,9 @@ impl MemoryJournal {
 
     /// Counts a settlement.
     fn settle(&self) {
-        let mut settled = lock(&self.settled);
+        let mut settled = self.settled.lock();
         *settled += 1;
-        if lock(&self.held).is_none() {
+        if self.held.lock().is_none() {
             self.notify(JournalEvent::Settled { through: *settled });
         }
     }
@@ -137,7 +139,7 @@ impl MemoryJournal {
             progress: progress.clone(),
             is_awaited: false,
         };
-        let tasks = lock(&self.store).tasks.values().map(recovered).collect();
+        let tasks = self.store.lock().tasks.values().map(recovered).collect();
         self.notify(JournalEvent::Claimed { partition: Partition::default(), tasks });
     }
 
@@ -148,21 +150,21 @@ impl MemoryJournal {
 
     /// Gives this fence to the attempts that start from now on.
     pub(crate) fn set_fence(&self, fence: Fence) {
-        *lock(&self.fence) = fence;
+        *self.fence.lock() = fence;
     }
 
     /// Fails as a disk does.
     pub(crate) fn fail(&self) {
-        *lock(&self.refuses) = Some(CommitError::StoreFailed);
+        *self.refuses.lock() = Some(CommitError::StoreFailed);
         self.notify(JournalEvent::Failed("a failure".into()));
     }
 
     fn notify(&self, event: JournalEvent) {
-        lock(&self.notify)(event);
+        self.notify.lock()(event);
     }
 
     fn refuses(&self) -> Result<(), CommitError> {
-        lock(&self.refuses).map_or(Ok(()), Err)
+        self.refuses.lock().map_or(Ok(()), Err)
     }
 }
 
@@ -170,20 +172,20 @@ impl Journal for MemoryJournal {
     fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>> {
         let mut numbered = Vec::new();
         // Held to the end, so that all outcomes and arrivals are in the order of the ids.
-        let notify = lock(&self.notify);
-        let mut held = lock(&self.held);
+        let notify = self.notify.lock();
+        let mut held = self.held.lock();
         let mut tasks = Vec::new();
         for Append { new, now, idempotency, reply, .. } in writes {
             let outcome = match self.refuses() {
                 Err(error) => Err(AppendError::Store(error)),
-                Ok(()) => lock(&self.store).append(*new, now, idempotency.as_ref()),
+                Ok(()) => self.store.lock().append(*new, now, idempotency.as_ref()),
             };
             let Ok(Appended::New(id)) = outcome else {
                 numbered.push(None);
                 reply(outcome);
                 continue;
             };
-            let stored = &mut lock(&self.store).tasks;
+            let stored = &mut self.store.lock().tasks;
             let Some((task, progress)) = stored.get(&id).cloned() else { continue };
             let partition = Partition::default();
             numbered.push(Some(Numbered { partition, task: Arc::clone(&task) }));
@@ -204,11 +206,11 @@ impl Journal for MemoryJournal {
 
     fn save(&self, id: TaskId, progress: Vec<Progress>) {
         if self.refuses().is_ok() {
-            let mut held = lock(&self.held);
+            let mut held = self.held.lock();
             let write = held.iter_mut().flatten().find(|write| write.task.id == id);
             if let Some(write) = write {
                 write.progress = progress;
-            } else if let Some((_, known)) = lock(&self.store).tasks.get_mut(&id) {
+            } else if let Some((_, known)) = self.store.lock().tasks.get_mut(&id) {
                 *known = progress;
             }
             drop(held);
@@ -218,8 +220,8 @@ impl Journal for MemoryJournal {
 
     fn remove(&self, id: TaskId) {
         if self.refuses().is_ok() {
-            lock(&self.store).tasks.remove(&id);
-            let mut held = lock(&self.held);
+            self.store.lock().tasks.remove(&id);
+            let mut held = self.held.lock();
             let withdrawn = held.as_mut().and_then(|held| {
                 let at = held.iter().position(|write| write.task.id == id)?;
                 Some(held.remove(at))
@@ -233,7 +235,7 @@ impl Journal for MemoryJournal {
     }
 
     fn set_replica(&self, node: Node, row: Option<ReplicaRow>, _: RecordCause) {
-        let replicas = &mut lock(&self.store).replicas;
+        let replicas = &mut self.store.lock().replicas;
         match row {
             Some(row) => drop(replicas.insert(node, row)),
             None => drop(replicas.remove(&node)),
@@ -241,15 +243,15 @@ impl Journal for MemoryJournal {
     }
 
     fn key(&self, idempotency: &Idempotency) -> KeyState {
-        lock(&self.store).keys.look(idempotency)
+        self.store.lock().keys.look(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer, _: &[(ReplicaIndex, Obstacle)]) {
-        lock(&self.store).keys.conclude(id, answer);
+        self.store.lock().keys.conclude(id, answer);
     }
 
     fn tick(&self, now: Moment) {
-        lock(&self.store).keys.tick(now);
+        self.store.lock().keys.tick(now);
     }
 
     fn sync(&self, reply: Reply) {
@@ -257,7 +259,7 @@ impl Journal for MemoryJournal {
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
-        let task = lock(&self.store).tasks.get(&id).map(|(task, _)| Task::clone(task));
+        let task = self.store.lock().tasks.get(&id).map(|(task, _)| Task::clone(task));
         Box::pin(ready(Ok(task)))
     }
 
@@ -265,13 +267,13 @@ impl Journal for MemoryJournal {
         &self,
         ids: Vec<TaskId>,
     ) -> BoxFuture<'static, Result<Vec<Option<Header>>, ReadError>> {
-        let store = lock(&self.store);
+        let store = self.store.lock();
         let headers = ids.iter().map(|id| store.tasks.get(id).map(|(task, _)| Header::of(task)));
         Box::pin(ready(Ok(headers.collect())))
     }
 
     fn fence(&self, _: TaskId) -> Fence {
-        lock(&self.fence).clone()
+        self.fence.lock().clone()
     }
 
     fn room(&self, _: u64) -> Result<(), NoRoom> {
@@ -279,7 +281,7 @@ impl Journal for MemoryJournal {
     }
 
     fn stats(&self) -> Stats {
-        let weights = lock(&self.store).tasks.values().map(|(task, _)| task.weight() as u64).sum();
+        let weights = self.store.lock().tasks.values().map(|(task, _)| task.weight() as u64).sum();
         Stats { file_bytes: weights, live_bytes: weights, ..Stats::default() }
     }
 
@@ -288,14 +290,10 @@ impl Journal for MemoryJournal {
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), CommitError>> {
-        let refuses = *lock(&self.refuses).get_or_insert(CommitError::Closed);
+        let refuses = *self.refuses.lock().get_or_insert(CommitError::Closed);
         let closed = if refuses == CommitError::Closed { Ok(()) } else { Err(refuses) };
         Box::pin(ready(closed))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for MemoryJournal {

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 use std::slice::from_ref;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use clap::Parser;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,13 +71,13 @@ struct Buffer(Arc<Mutex<Vec<u8>>>);
 
 impl Buffer {
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(self.0.lock().clone()).unwrap()
     }
 }
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut *self.0.lock().unwrap(), bytes)
+        Write::write(&mut *self.0.lock(), bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

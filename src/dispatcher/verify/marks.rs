@@ -6,7 +6,9 @@
 //! dropped before it was compared, nothing can be proven about it, and the range starts again after it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::api::VerifyResult;
 use crate::metrics::VerifiedRange;
@@ -33,7 +35,7 @@ pub(crate) struct VerifiedBoard(Arc<Mutex<VerifiedMarks>>);
 impl VerifiedBoard {
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut VerifiedMarks) -> T) -> T {
         // No change can panic half way.
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.0.lock())
     }
 
     pub(in crate::dispatcher) fn range(&self, node: &Node) -> VerifiedRange {

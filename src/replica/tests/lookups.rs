@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::super::names::{Lookup, LookupError, LookupShortage, LookupTimes, Names};
@@ -50,8 +51,9 @@ impl Servers {
                     *hanging += 1;
                     this.max_hanging.fetch_max(*hanging, Ordering::SeqCst);
                 });
-                let hang = this.hang.lock().unwrap();
-                drop(this.changed.wait_while(hang, |hang| *hang).unwrap());
+                let mut hang = this.hang.lock();
+                this.changed.wait_while(&mut hang, |hang| *hang);
+                drop(hang);
                 this.hanging.send_modify(|hanging| *hanging -= 1);
                 return Err(io::Error::other("the name server is away"));
             }
@@ -60,7 +62,7 @@ impl Servers {
     }
 
     fn hang(&self, hang: bool) {
-        *self.hang.lock().unwrap() = hang;
+        *self.hang.lock() = hang;
         self.changed.notify_all();
     }
 
@@ -159,7 +161,7 @@ async fn a_lookup_without_a_permit_is_a_local_shortage() {
 fn in_turn(answers: Vec<io::Result<Vec<IpAddr>>>) -> Lookup {
     let answers = Mutex::new(answers.into_iter());
     Arc::new(move |_| {
-        let answer = answers.lock().unwrap().next();
+        let answer = answers.lock().next();
         answer.unwrap_or_else(|| {
             loop {
                 std::thread::park();

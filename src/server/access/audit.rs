@@ -4,11 +4,12 @@
 //! client without any right can cause them. Every text from outside is cut.
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::http::{Method, Uri};
 use axum::response::Response;
+use parking_lot::Mutex;
 
 use super::{Caller, ClientPeer, Need, now};
 use crate::access::{Bucket, Role};
@@ -131,7 +132,7 @@ impl Refusals {
 
     pub(super) fn log(&self, entry: &AuditEntry, caller: &Caller, status: u16, event: AuditEvent) {
         let limit = if caller.holder.is_some() { &self.holders } else { &self.others };
-        let mut limit = limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = limit.lock();
         if limit.bucket.spend(now()).is_err() {
             limit.suppressed += 1;
             return;
@@ -193,8 +194,8 @@ mod tests {
                 refusals.log(&entry, &Caller::anonymous(&Extensions::new()), 401, event);
             }
         }
-        let suppressed = refusals.others.lock().unwrap().suppressed;
+        let suppressed = refusals.others.lock().suppressed;
         assert!(suppressed > 1900, "{suppressed} suppressed");
-        assert_eq!(refusals.holders.lock().unwrap().suppressed, 0);
+        assert_eq!(refusals.holders.lock().suppressed, 0);
     }
 }

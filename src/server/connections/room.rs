@@ -14,9 +14,10 @@
 //! full daemon for a dead one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -159,7 +160,7 @@ impl ConnectionSlots {
 
     fn room(&self) -> MutexGuard<'_, ConnectionTable> {
         // No holder can panic in the middle of a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -5,13 +5,14 @@
 //! `connect/failure.rs` has the sentences, `connect/servers.rs` asks the servers whether they sync.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{Client, ConnectOptions, Event, ServerError, jetstream};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
@@ -197,7 +198,7 @@ impl Store {
     /// Whether the log of a partition has room only for what its owner writes: a checkpoint that is
     /// refused would stop it for good.
     pub(super) fn is_nearly_full(&self, partition: Partition) -> bool {
-        let status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = self.0.status.lock();
         status.logs.get(&partition).is_some_and(|(log, _)| {
             log.max_bytes.is_some_and(|most| log.bytes.saturating_add(SPARE_BYTES / 2) > most)
         })
@@ -205,7 +206,7 @@ impl Store {
 
     /// Notes who owns a partition, for [`Self::status`].
     pub fn set_owner(&self, partition: Partition, owner: Option<PartitionOwner>) {
-        let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.0.status.lock();
         match (status.owners.get(&partition), owner) {
             (Some((known, _)), Some(owner)) if *known == owner => {}
             (_, Some(owner)) => drop(status.owners.insert(partition, (owner, now()))),
@@ -217,7 +218,7 @@ impl Store {
     pub fn status(&self) -> ClusterStatus {
         let is_connected = self.0.client.connection_state() == State::Connected;
         let server = self.0.client.server_info().server_name;
-        let status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = self.0.status.lock();
         ClusterStatus {
             cluster: self.0.settings.cluster.to_string(),
             is_connected,
@@ -252,7 +253,7 @@ impl Store {
 
     /// Warns, or fails if that is demanded at the start.
     fn check_servers(&self, found: Vec<StoreServer>, at_start: bool) -> Result<(), ConnectError> {
-        let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.0.status.lock();
         let before = servers::sync_always(&status.servers);
         let now = servers::sync_always(&found);
         let fsync = self.0.settings.durability == StoreDurability::Fsync;
@@ -339,7 +340,7 @@ fn with_events(options: ConnectOptions, status: &Arc<Mutex<StoreStatus>>) -> Con
                 Event::ServerError(ServerError::Other(text)) => {
                     let text = failure::said(&text);
                     if text.to_lowercase().contains("permissions violation") {
-                        let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut status = status.lock();
                         status.forbidden = Some(text.clone());
                     }
                     warn!(problem = text, "a server of the cluster store reports a problem");
@@ -365,7 +366,7 @@ async fn ready(
             Err(Trouble::Final(error)) => return Err(error),
             Err(Trouble::Later(why)) => why,
         };
-        let forbidden = status.lock().unwrap_or_else(PoisonError::into_inner).forbidden.clone();
+        let forbidden = status.lock().forbidden.clone();
         if let Some(forbidden) = forbidden {
             return Err(ConnectError::Forbidden(forbidden));
         }

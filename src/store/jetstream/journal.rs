@@ -7,12 +7,13 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -141,7 +142,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let store = Store::connect(settings).await?;
     let notify: Arc<Mutex<Notify>> = Arc::new(Mutex::new(notify));
     let of_meta = Arc::clone(&notify);
-    let pass = move |event| of_meta.lock().unwrap_or_else(PoisonError::into_inner)(event);
+    let pass = move |event| of_meta.lock()(event);
     let meta = Arc::new(Meta::start(&store, pass).await?);
     let keys = Arc::new(ClusterKeys::new(&store));
     let process = u64::from_be_bytes(random());
@@ -149,8 +150,7 @@ async fn start(settings: &JetStreamSettings, notify: Notify) -> Result<Parts, Co
     let members = Members::start(&store, &this).await;
     let (standings, receivers): (Vec<_>, Vec<_>) =
         store.record().partitions().map(Standing::new).unzip();
-    let pass: Notify =
-        Box::new(move |event| notify.lock().unwrap_or_else(PoisonError::into_inner)(event));
+    let pass: Notify = Box::new(move |event| notify.lock()(event));
     let shared = StoreShared::new(store.clone(), this, members, standings.clone(), pass);
     let shared = Arc::new(shared);
     answers::listen(Arc::clone(&shared)).await;

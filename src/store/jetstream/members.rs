@@ -8,10 +8,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -159,7 +160,7 @@ impl Members {
     /// Sorted by node and process; heard within 3 s.
     pub(super) fn live(&self) -> Vec<Member> {
         let now = Instant::now();
-        let list = self.list();
+        let list = self.list.lock();
         let others = list.others.values().filter(|(_, heard)| now - *heard <= HEARD_WITHIN);
         let others = others.map(|(member, heard)| Member {
             up_for: member.up_for + (now - *heard),
@@ -179,7 +180,7 @@ impl Members {
     /// This instance hands everything over and claims nothing, until this is taken back.
     pub(super) fn drain(&self, drain: bool) {
         let is_new = {
-            let mut list = self.list();
+            let mut list = self.list.lock();
             std::mem::replace(&mut list.this.is_draining, drain) != drain
         };
         if is_new {
@@ -190,14 +191,14 @@ impl Members {
 
     /// This instance cannot own a partition, for as long as it runs.
     pub(super) fn refuse(&self, partition: Partition) {
-        self.list().this.refuses.push(partition);
+        self.list.lock().this.refuses.push(partition);
         self.changed();
         self.news.notify_one();
     }
 
     /// This instance stops.
     pub(super) async fn leave(&self) {
-        self.list().this.is_leaving = true;
+        self.list.lock().this.is_leaving = true;
         self.changed();
         self.announce().await;
     }
@@ -219,7 +220,7 @@ impl Members {
 
     async fn announce(&self) {
         let announcement = {
-            let list = self.list();
+            let list = self.list.lock();
             Announcement::of(&Member { up_for: self.started.elapsed(), ..list.this.clone() })
         };
         let Ok(payload) = serde_json::to_vec(&announcement) else { return };
@@ -241,7 +242,7 @@ impl Members {
             return debug!("the announcement of an instance cannot be read");
         };
         let (is_new, is_known) = {
-            let mut list = self.list();
+            let mut list = self.list.lock();
             let is_known = list.others.contains_key(&member.process);
             if member.process == list.this.process
                 || (!is_known && list.others.len() >= MAX_MEMBERS)
@@ -268,7 +269,7 @@ impl Members {
     fn forget_dead(&self) {
         let dead: Vec<_> = {
             let now = Instant::now();
-            let mut list = self.list();
+            let mut list = self.list.lock();
             let is_dead = |(_, heard): &(Member, Instant)| now - *heard > HEARD_WITHIN;
             list.others.extract_if(|_, member| is_dead(member)).map(|(_, dead)| dead.0).collect()
         };
@@ -283,10 +284,6 @@ impl Members {
 
     fn changed(&self) {
         self.changes.send_modify(|changes| *changes += 1);
-    }
-
-    fn list(&self) -> MutexGuard<'_, MemberList> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

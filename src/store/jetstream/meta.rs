@@ -10,11 +10,12 @@
 //! within `--store-timeout` yields to a row that another instance has written since.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -122,7 +123,7 @@ impl Meta {
     /// Writes a record, after those of before.
     pub(super) fn set_replica(&self, node: Node, row: Option<ReplicaRow>, cause: RecordCause) {
         let at = now();
-        let mut queued = lock(&self.queued);
+        let mut queued = self.queued.lock();
         queued.last += 1;
         let number = queued.last;
         queued.nodes.insert(node.clone(), number);
@@ -135,14 +136,14 @@ impl Meta {
 
     /// Waits until all records set before this call are stored.
     pub(super) async fn written(&self) -> Result<(), CommitError> {
-        let last = lock(&self.queued).last;
+        let last = self.queued.lock().last;
         self.written_through(last).await
     }
 
     /// Waits until the records of these replicas set before this call are stored.
     pub(super) async fn written_of(&self, nodes: &[Node]) -> Result<(), CommitError> {
         let last = {
-            let queued = lock(&self.queued);
+            let queued = self.queued.lock();
             nodes.iter().filter_map(|node| queued.nodes.get(node)).max().copied()
         };
         match last {
@@ -164,11 +165,11 @@ pub(super) async fn read_all(store: &Store) -> Result<BTreeMap<Node, ReplicaRow>
     let rows = Arc::clone(&found);
     let mut records = Records::new(store, move |event| {
         if let JournalEvent::Replica { node, row: Some(row) } = event {
-            lock(&rows).insert(node, row);
+            rows.lock().insert(node, row);
         }
     });
     records.read_all().await?;
-    Ok(std::mem::take(&mut *lock(&found)))
+    Ok(std::mem::take(&mut *found.lock()))
 }
 
 /// Stores a record of another store.
@@ -253,7 +254,7 @@ impl Records {
         };
         let node = &change.node;
         {
-            let mut queued = lock(&self.queued);
+            let mut queued = self.queued.lock();
             if queued.nodes.get(node) == Some(&change.number) {
                 queued.nodes.remove(node);
             }
@@ -409,7 +410,7 @@ impl Records {
 
     fn report(&self, node: Node, row: Option<ReplicaRow>) {
         // A newer one is on its way, and will be read, too.
-        if !lock(&self.queued).nodes.contains_key(&node) {
+        if !self.queued.lock().nodes.contains_key(&node) {
             (self.notify)(JournalEvent::Replica { node, row });
         }
     }
@@ -464,10 +465,6 @@ impl Stored {
         };
         Some((node, Some(row)))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

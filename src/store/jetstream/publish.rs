@@ -17,12 +17,13 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, error};
@@ -158,7 +159,7 @@ impl Publisher {
             return (write.append.reply)(Err(AppendError::TooManyWait));
         }
         self.count(&mut write.append, gate);
-        match lock(&self.keys).entry(write.append.new.key.as_str().into()) {
+        match self.keys.lock().entry(write.append.new.key.as_str().into()) {
             Entry::Occupied(mut waiting) => waiting.get_mut().push_back(write),
             Entry::Vacant(free) => {
                 free.insert(VecDeque::new());
@@ -189,7 +190,7 @@ impl Publisher {
         let mut write = first;
         loop {
             self.publish(write).await;
-            let mut keys = lock(&self.keys);
+            let mut keys = self.keys.lock();
             match keys.get_mut(&key).and_then(VecDeque::pop_front) {
                 Some(next) => write = next,
                 None => {
@@ -253,7 +254,7 @@ impl Publisher {
             reply,
             _acked: acked,
         };
-        lock(&self.on_their_way).insert(nonce, on_its_way);
+        self.on_their_way.lock().insert(nonce, on_its_way);
         let failure = match self.store_within(standing, &messages, deadline, found).await {
             Ok(Some(Ack { sequence, is_duplicate })) => {
                 return self.stored(nonce, sequence, Found::Acked { is_duplicate });
@@ -261,7 +262,7 @@ impl Publisher {
             Ok(None) => return,
             Err(failure) => failure,
         };
-        if let Some(write) = lock(&self.on_their_way).remove(&nonce) {
+        if let Some(write) = self.on_their_way.lock().remove(&nonce) {
             (write.reply)(Err(failure));
         }
     }
@@ -425,7 +426,7 @@ impl Publisher {
 
     /// A task is stored. If it is a write of this process without an outcome, it gets one.
     pub(super) fn stored(&self, nonce: Nonce, sequence: u64, found: Found) {
-        let Some(write) = lock(&self.on_their_way).remove(&nonce) else { return };
+        let Some(write) = self.on_their_way.lock().remove(&nonce) else { return };
         let OnItsWay {
             partition,
             mut task,
@@ -565,10 +566,6 @@ impl Publisher {
             sleep(Duration::from_millis(5)).await;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Publisher {

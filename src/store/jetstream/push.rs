@@ -4,11 +4,12 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::{debug, error};
 
@@ -82,7 +83,7 @@ impl TaskPusher {
     /// Sends the message of a task to the owner of its partition; without it, the owner reads the log.
     pub(super) fn push(self: &Arc<Self>, owner: u64, id: TaskId, message: Bytes) {
         let task = PushedTask { id, message };
-        match self.queues().entry(owner) {
+        match self.queues.lock().entry(owner) {
             Entry::Occupied(mut queue) => queue.get_mut().push(task),
             Entry::Vacant(free) => {
                 free.insert(PushQueue::default()).push(task);
@@ -94,7 +95,7 @@ impl TaskPusher {
     async fn send(self: Arc<Self>, owner: u64) {
         let subject = self.store.names().pushed(owner);
         loop {
-            let group = match self.queues().entry(owner) {
+            let group = match self.queues.lock().entry(owner) {
                 Entry::Occupied(mut queue) => match queue.get_mut().group() {
                     group if group.is_empty() => return drop(queue.remove()),
                     group => group,
@@ -112,10 +113,6 @@ impl TaskPusher {
             }
             sleep(EVERY).await;
         }
-    }
-
-    fn queues(&self) -> MutexGuard<'_, HashMap<u64, PushQueue>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the tasks of all partitions share.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
 use super::connect::Store;
@@ -30,7 +32,7 @@ impl StoreShared {
     }
 
     pub(super) fn notify(&self, event: JournalEvent) {
-        self.notify.lock().unwrap_or_else(PoisonError::into_inner)(event);
+        self.notify.lock()(event);
     }
 
     pub(super) fn standing(&self, partition: Partition) -> Option<&Arc<Standing>> {

@@ -1,7 +1,8 @@
 //! What the rest of the process may know of a partition. Only the partition's task changes it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checkpoint::{PartitionLevels, StoreInstance};
@@ -161,31 +162,27 @@ impl Standing {
     }
 
     pub(super) fn fence(&self) -> Fence {
-        self.details().fence.clone()
+        self.details.lock().fence.clone()
     }
 
     pub(super) fn set_fence(&self, fence: Fence) {
-        self.details().fence = fence;
+        self.details.lock().fence = fence;
     }
 
     pub(super) fn levels(&self) -> PartitionLevels {
-        self.details().levels
+        self.details.lock().levels
     }
 
     pub(super) fn set_levels(&self, levels: PartitionLevels) {
-        self.details().levels = levels;
+        self.details.lock().levels = levels;
     }
 
     pub(super) fn stored(&self) -> u64 {
-        self.details().stored
+        self.details.lock().stored
     }
 
     pub(super) fn note_stored(&self, sequence: u64) {
-        let mut details = self.details();
+        let mut details = self.details.lock();
         details.stored = details.stored.max(sequence);
-    }
-
-    fn details(&self) -> MutexGuard<'_, Details> {
-        self.details.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

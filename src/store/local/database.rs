@@ -9,8 +9,10 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use self::kept::KeptRows;
 use super::error::{Failure, guarded};
@@ -317,12 +319,12 @@ impl Database {
 
     fn write_state(&self) -> MutexGuard<'_, WriteState> {
         // A panic while writing has failed the store: nothing commits after it.
-        self.write_state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.write_state.lock()
     }
 
     /// The rows kept for a snapshot; `None` unless one is being read.
     pub(super) fn kept(&self) -> MutexGuard<'_, Option<KeptRows>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     pub(super) fn tree(&self, tree: Tree) -> &sled::Tree {

@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::future::ready;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::ahead::ReadAhead;
 use super::commit::Committer;
@@ -120,7 +122,7 @@ impl LocalJournal {
     /// The id of the newest write, of this process or an earlier one.
     #[must_use]
     pub fn newest(&self) -> TaskId {
-        TaskId(lock(&self.next).0.saturating_sub(1))
+        TaskId(self.next.lock().0.saturating_sub(1))
     }
 
     /// Loads the keys on disk and removes expired ones. `strong` are the unsettled strong writes.
@@ -134,7 +136,7 @@ impl LocalJournal {
     ) {
         let mut keys = Keys::new(limits.window, limits.most);
         let over = keys.restore(now, uptime, found, strong);
-        *lock(&self.keys) = keys;
+        *self.keys.lock() = keys;
         self.forget(over);
     }
 
@@ -145,7 +147,7 @@ impl LocalJournal {
     ) -> Option<Numbered> {
         if let Some(idempotency) = &idempotency {
             let state = {
-                let mut keys = lock(&self.keys);
+                let mut keys = self.keys.lock();
                 match keys.look(idempotency) {
                     KeyState::Pending => {
                         keys.wait(idempotency, reply);
@@ -170,7 +172,7 @@ impl LocalJournal {
             }),
             Some(Idempotency { key, fingerprint }) => {
                 let row = IdempotencyRow::of(&task, *fingerprint);
-                lock(&self.keys).enter(now.moment, key, row, task.consistency);
+                self.keys.lock().enter(now.moment, key, row, task.consistency);
                 let keys = Arc::clone(&self.keys);
                 Box::new(move |committed| {
                     drop(coming);
@@ -195,25 +197,25 @@ impl LocalJournal {
 
 impl Journal for LocalJournal {
     fn append(&self, writes: Vec<Append>) -> Vec<Option<Numbered>> {
-        let mut next = lock(&self.next);
+        let mut next = self.next.lock();
         let single = writes.len() == 1;
         let append = || writes.into_iter().map(|write| self.append_one(&mut next, write)).collect();
         if single { append() } else { self.committer.in_one_commit(append) }
     }
 
     fn key(&self, idempotency: &Idempotency) -> KeyState {
-        lock(&self.keys).look(idempotency)
+        self.keys.lock().look(idempotency)
     }
 
     fn conclude(&self, id: TaskId, answer: IdempotencyAnswer, _: &[(ReplicaIndex, Obstacle)]) {
-        let kept = lock(&self.keys).conclude(id, answer);
+        let kept = self.keys.lock().conclude(id, answer);
         if let Some((key, row)) = kept {
             self.committer.set_idempotency(key, row);
         }
     }
 
     fn tick(&self, now: Moment) {
-        let over = lock(&self.keys).tick(now);
+        let over = self.keys.lock().tick(now);
         self.forget(over);
     }
 
@@ -222,7 +224,7 @@ impl Journal for LocalJournal {
     }
 
     fn remove(&self, id: TaskId) {
-        lock(&self.ahead).remove(id);
+        self.ahead.lock().remove(id);
         self.committer.remove(id);
     }
 
@@ -243,17 +245,17 @@ impl Journal for LocalJournal {
     }
 
     fn read(&self, id: TaskId) -> BoxFuture<'static, Result<Option<Task>, ReadError>> {
-        if let Some(task) = lock(&self.ahead).get(id) {
+        if let Some(task) = self.ahead.lock().get(id) {
             return Box::pin(ready(Ok(Some(task))));
         }
         let (reader, ahead) = (self.reader.clone(), Arc::clone(&self.ahead));
         Box::pin(off_the_loop(move || {
             let read = reader.read(id)?;
             if let Some(task) = &read {
-                let more = lock(&ahead).rows(id);
+                let more = ahead.lock().rows(id);
                 // The task itself was read.
                 let beside = reader.read_beside(id, more).unwrap_or_default();
-                let mut ahead = lock(&ahead);
+                let mut ahead = ahead.lock();
                 beside.into_iter().chain([task.clone()]).for_each(|task| ahead.add(task));
             }
             Ok(read)
@@ -313,7 +315,7 @@ fn answer_all(
     first: AppendReply,
 ) {
     // Locked to the end: a later repeat is answered after these.
-    let mut keys = lock(keys);
+    let mut keys = keys.lock();
     first(of(committed, id));
     if let Err(error) = committed {
         keys.lost(id).into_iter().for_each(|reply| reply(Err(AppendError::Store(error))));
@@ -323,10 +325,6 @@ fn answer_all(
 }
 
 /// A poisoned lock is harmless: every change under it is a single one.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn of(committed: Result<(), CommitError>, id: TaskId) -> Result<Appended, AppendError> {
     committed.map(|()| Appended::New(id)).map_err(|error| match error {
         CommitError::Removed => AppendError::Removed(id),

@@ -10,10 +10,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(target_os = "linux")]
 use std::os::fd::BorrowedFd;
+
+use parking_lot::{Mutex, MutexGuard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnReadError {
@@ -48,7 +49,7 @@ struct WatchedLog {
 static LOGS: Mutex<Vec<WatchedLog>> = Mutex::new(Vec::new());
 
 fn logs() -> MutexGuard<'static, Vec<WatchedLog>> {
-    LOGS.lock().unwrap_or_else(PoisonError::into_inner)
+    LOGS.lock()
 }
 
 /// Starts to watch the file at `path`, with no recorded facts. Returns false if there is none.

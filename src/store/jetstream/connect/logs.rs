@@ -1,6 +1,6 @@
 //! Asks the leaders of all partitions about their logs, now and then.
 
-use std::sync::{PoisonError, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -27,7 +27,7 @@ impl Store {
         let asked = self.record().partitions().map(async |partition| {
             // One that does not answer is as silent as before.
             if let Ok(log) = self.log(partition).await {
-                let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut status = self.0.status.lock();
                 status.logs.insert(partition, (log, now()));
             }
         });

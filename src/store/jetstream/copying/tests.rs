@@ -3,8 +3,9 @@
 #![expect(clippy::disallowed_methods, reason = "later than every wait of the owner")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{LazyLock, Mutex};
+use std::sync::LazyLock;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
@@ -395,12 +396,12 @@ fn claim(
     let notify = |event| {
         if let JournalEvent::Claimed { tasks, .. } = event {
             let tasks = tasks.into_iter().map(|task| (task.header.id, task.progress));
-            claimed.lock().unwrap().extend(tasks);
+            claimed.lock().extend(tasks);
         }
     };
     read_all(&mut owned, names, log, &view, &notify);
     assert!(owned.is_live());
-    (owned, claimed.into_inner().unwrap())
+    (owned, claimed.into_inner())
 }
 
 proptest! {

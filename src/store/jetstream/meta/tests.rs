@@ -57,7 +57,7 @@ impl Instance {
         row: Option<ReplicaRow>,
         within: Duration,
     ) -> RecordChange {
-        let mut queued = lock(&self.records.queued);
+        let mut queued = self.records.queued.lock();
         queued.last += 1;
         let (at, number) = (now(), queued.last);
         queued.nodes.insert(replica(), number);

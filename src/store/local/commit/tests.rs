@@ -1,5 +1,4 @@
-use std::sync::Mutex;
-
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::super::tests::{accept, close, failed, hand_in, image, large, open, open_with, small};
@@ -15,7 +14,7 @@ mod prefix;
 fn recorder() -> (Arc<Mutex<Vec<JournalEvent>>>, Notify) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&events);
-    let notify: Notify = Box::new(move |event| record.lock().unwrap().push(event));
+    let notify: Notify = Box::new(move |event| record.lock().push(event));
     (events, notify)
 }
 
@@ -41,7 +40,7 @@ fn everyone_in_a_batch_is_answered_and_the_daemon_is_told_of_each_task_once() {
         assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
     }
     close(opened);
-    let batches: Vec<Vec<TaskId>> = std::mem::take(&mut *events.lock().unwrap())
+    let batches: Vec<Vec<TaskId>> = std::mem::take(&mut *events.lock())
         .into_iter()
         .map(|event| match event {
             JournalEvent::Arrived { tasks, .. } => tasks.iter().map(|task| task.id).collect(),
@@ -71,7 +70,7 @@ fn a_group_is_one_commit_however_slowly_it_comes_in() {
         assert_eq!(answer.blocking_recv().unwrap(), Ok(()));
     }
     close(opened);
-    let events = events.lock().unwrap();
+    let events = events.lock();
     let of_group = |event: &&JournalEvent| {
         let in_group = |task: &Arc<Task>| (2..=1_001).contains(&task.id.0);
         matches!(event, JournalEvent::Arrived { tasks, .. } if tasks.iter().any(in_group))
@@ -432,7 +431,7 @@ fn after_the_first_error_everyone_is_refused_and_the_daemon_is_told_once() {
     let (late, answer) = reply();
     opened.committer.sync(late);
     assert_eq!(answer.blocking_recv().unwrap(), Err(CommitError::Closed));
-    let events = events.lock().unwrap();
+    let events = events.lock();
     let failures = events.iter().filter(|event| matches!(event, JournalEvent::Failed(_)));
     assert_eq!(failures.count(), 1);
     let Some(JournalEvent::Failed(why)) = events.last() else {
@@ -455,7 +454,7 @@ fn a_panic_of_the_thread_is_a_failure_like_any_other() {
     accept(&opened, &small(1)).unwrap();
     accept(&opened, &small(2)).unwrap();
     assert_eq!(accept(&opened, &small(3)), Err(CommitError::StoreFailed));
-    let last = events.lock().unwrap().last().cloned();
+    let last = events.lock().last().cloned();
     assert!(matches!(last, Some(JournalEvent::Failed(why)) if why.contains("on purpose")));
 }
 
