@@ -50,6 +50,21 @@ fn the_containers_have_no_privileges_and_write_only_to_their_volume() {
     }
 }
 
+/// Compose refuses a secret that is not a file for a container whose root is read-only.
+#[test]
+fn only_the_instances_of_the_compose_cluster_have_a_secret_and_they_can_be_written_to() {
+    let compose = shipped("compose-cluster.yaml");
+    let blocks: Vec<_> = compose.split("\n\n").collect();
+    let instance = blocks.iter().find(|block| block.starts_with("x-instance:")).unwrap();
+    assert!(instance.contains("secrets:") && instance.contains("\n  read_only: false"));
+    let others = blocks.iter().filter(|block| !block.starts_with("x-instance:"));
+    assert_eq!(others.filter(|block| block.contains("  secrets:")).count(), 0);
+    assert!(compose.contains("    environment: STORE_CREDENTIALS"));
+    for line in ["read_only: true", "cap_drop: [ALL]", "no-new-privileges:true"] {
+        assert_eq!(compose.matches(line).count(), 2, "{line}: of the image and of the servers");
+    }
+}
+
 #[test]
 fn the_variables_of_the_image_exist_and_it_runs_without_privileges() {
     let dockerfile = shipped("Dockerfile");
@@ -116,6 +131,10 @@ fn the_manifest_locks_its_containers_and_uses_variables_and_probes_that_exist() 
     for line in ["readOnlyRootFilesystem: true", "capabilities: { drop: [ALL] }"] {
         assert_eq!(manifest.matches(line).count(), 2, "{line}");
     }
+    // A Service that is called replicator becomes REPLICATOR_PORT, which the daemon refuses.
+    assert!(manifest.contains("kind: Service\nmetadata:\n  name: replicator\n"));
+    let pods = manifest.split("\n---\n").find(|part| part.contains("image: replicator\n")).unwrap();
+    assert!(pods.contains("      enableServiceLinks: false\n"));
     for probe in ["path: /readyz", "path: /livez"] {
         assert!(manifest.contains(probe), "{probe}");
     }
