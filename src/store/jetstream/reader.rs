@@ -115,10 +115,11 @@ impl Reader {
     /// A task is stored. Beyond a limit it is read from the log in its turn.
     pub(super) fn acked(&mut self, sequence: u64, task: LoggedTask) {
         self.note_stored(sequence);
-        if self.ahead_bytes > MAX_AHEAD_BYTES {
+        let first = sequence - u64::from(task.chunks);
+        // Its turn may have come.
+        if first > self.next && self.ahead_bytes > MAX_AHEAD_BYTES {
             return;
         }
-        let first = sequence - u64::from(task.chunks);
         self.put_ahead(first, Ahead::Task { sequence, task });
     }
 
@@ -447,9 +448,9 @@ mod tests {
         }
         assert!(reader.ahead.len() <= 8, "{} tasks wait", reader.ahead.len());
         assert!(reader.advance().is_none() && reader.has_gap());
-        reader.pass(1);
+        reader.acked(1, stored(1, bytes));
         let turns: Vec<_> = std::iter::from_fn(|| reader.advance()).collect();
-        assert!(turns.iter().map(|turn| turn.sequence).eq(2..reader.next()));
+        assert!(turns.iter().map(|turn| turn.sequence).eq(1..reader.next()));
         assert_eq!((reader.ahead.len(), reader.ahead_bytes), (0, 0));
         assert!(reader.has_gap(), "the others are in the log");
         let names = StreamNames::new("c".parse().unwrap());

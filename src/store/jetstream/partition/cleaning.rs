@@ -72,12 +72,14 @@ impl PartitionTask {
 
     pub(super) fn purge(&mut self, now: Instant) {
         let Purge { is_running, done, wanted, last, failed } = self.purge;
-        let Some(owned) = &mut self.owned else { return };
+        let Some(owned) = self.owned.as_mut().filter(|_| !is_running && wanted > done) else {
+            return;
+        };
         let is_urgent = failed > 0
             || owned.settled_bytes() >= PURGE_BYTES
             || self.shared.store.is_nearly_full(self.partition);
         let pause = if is_urgent { PURGE_SOON } else { PURGE_EVERY };
-        if is_running || wanted <= done || last.is_some_and(|last| now < last + pause) {
+        if last.is_some_and(|last| now < last + pause) {
             return;
         }
         owned.purge_begins();
