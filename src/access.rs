@@ -167,7 +167,6 @@ impl Holder {
     }
 
     fn bucket(&self) -> Option<MutexGuard<'_, Bucket>> {
-        // A counter stays usable after a panic of a holder.
         Some(self.bucket.as_ref()?.lock())
     }
 }

@@ -128,7 +128,6 @@ impl Handle {
 
 impl Operations {
     fn with<T>(&self, f: impl FnOnce(&mut OperationList) -> T) -> T {
-        // No change of the list can panic half way.
         f(&mut self.0.lock())
     }
 

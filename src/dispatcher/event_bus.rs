@@ -106,7 +106,6 @@ impl EventBus {
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut EventRing) -> T) -> T {
-        // No change of the ring can panic half way.
         what(&mut self.ring.lock())
     }
 

@@ -33,7 +33,6 @@ impl Default for Outbox {
 
 impl Outbox {
     fn with<T>(&self, what: impl FnOnce(&mut Waiting) -> T) -> T {
-        // No change can panic half way.
         what(&mut self.waiting.lock())
     }
 

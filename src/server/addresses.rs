@@ -40,7 +40,6 @@ pub(super) struct Addresses(RwLock<HashMap<Arc<str>, Address>>);
 
 impl Addresses {
     pub(super) fn parse(&self, text: &str) -> Result<Address, NodeError> {
-        // No holder can panic in the middle of a change.
         let known = self.0.read();
         if let Some(address) = known.get(text) {
             return Ok(address.clone());

@@ -127,7 +127,6 @@ impl ClientPool {
     }
 
     fn claims(&self) -> MutexGuard<'_, PoolClaims> {
-        // No holder can panic in the middle of a change.
         self.0.lock()
     }
 }

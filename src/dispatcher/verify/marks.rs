@@ -34,7 +34,6 @@ pub(crate) struct VerifiedBoard(Arc<Mutex<VerifiedMarks>>);
 
 impl VerifiedBoard {
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut VerifiedMarks) -> T) -> T {
-        // No change can panic half way.
         f(&mut self.0.lock())
     }
 

@@ -159,7 +159,6 @@ impl ConnectionSlots {
     }
 
     fn room(&self) -> MutexGuard<'_, ConnectionTable> {
-        // No holder can panic in the middle of a change.
         self.0.lock()
     }
 }

@@ -33,7 +33,7 @@ use refused::GroupUndo;
 
 /// How long settlements wait for others, and how many do not wait. A checkpoint costs the servers as much
 /// as several writes; one in this time is written in any case, with the default of `--lease`. A crash repeats
-/// the deliveries of this time, and for so long a place in the queue of the cluster stays taken.
+/// the deliveries of this time, and a settled task keeps its place in the queue of the cluster until then.
 const GATHER: Duration = Duration::from_millis(400);
 const GATHERED: usize = 128;
 

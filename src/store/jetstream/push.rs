@@ -28,7 +28,7 @@ const EVERY: Duration = Duration::from_millis(5);
 /// The most bytes of the tasks in one message.
 const GROUP_BYTES: usize = 64 << 10;
 
-/// What a message has for each task besides, at most.
+/// The most bytes that a message has for a task, besides its own.
 const HEAD_BYTES: usize = 18;
 
 /// An owner reads a longer task from the log.

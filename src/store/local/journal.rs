@@ -324,7 +324,6 @@ fn answer_all(
     }
 }
 
-/// A poisoned lock is harmless: every change under it is a single one.
 fn of(committed: Result<(), CommitError>, id: TaskId) -> Result<Appended, AppendError> {
     committed.map(|()| Appended::New(id)).map_err(|error| match error {
         CommitError::Removed => AppendError::Removed(id),
