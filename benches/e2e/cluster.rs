@@ -11,7 +11,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use tokio::sync::Semaphore;
 
-use crate::load::{Round, post};
+use crate::load::{Paced, Round, post};
 use crate::node::{Node, Way};
 use crate::parts::{ROUND, ROUNDS, WIDE, body, in_turn, median, micros, of};
 use crate::roles::Process;
@@ -27,6 +27,9 @@ const SHARED: Duration = Duration::from_secs(8);
 /// A replica takes this long for a write.
 const SLOW: Duration = Duration::from_millis(4);
 
+/// Writes per second while settling is measured.
+const STEADY: u64 = 900;
+
 /// Posted before the deliveries are measured.
 const BACKLOG: usize = 24_000;
 
@@ -38,6 +41,7 @@ pub async fn cluster() {
     }
     accept().await;
     deliver().await;
+    settle().await;
 }
 
 /// Writes through one to three instances, beside bare publishes of messages of the same size.
@@ -127,6 +131,11 @@ impl<'a> ServersAtWork<'a> {
         Self { servers, idle, before: servers.cpu(), since: Instant::now() }
     }
 
+    /// Of one core.
+    fn share(&self) -> f64 {
+        self.micros() / 1e6 / self.since.elapsed().as_secs_f64()
+    }
+
     fn micros(&self) -> f64 {
         let used = self.servers.cpu() - self.before;
         (used.as_secs_f64() - self.idle * self.since.elapsed().as_secs_f64()) * 1e6
@@ -149,7 +158,7 @@ async fn drain(count: usize, round: usize) -> Drained {
     order(&addresses[0], &nodes, "pause").await;
     let quiet = ServersAtWork::from_now(&servers, 0.0);
     tokio::time::sleep(ROUND).await;
-    let idle = quiet.micros() / 1e6 / quiet.since.elapsed().as_secs_f64();
+    let idle = quiet.share();
     let (work, mut posted, mut part) = (ServersAtWork::from_now(&servers, idle), 0, 0);
     while posted < BACKLOG {
         part += 1;
@@ -167,6 +176,47 @@ async fn drain(count: usize, round: usize) -> Drained {
     let writes = seen as f64 / replicas.len() as f64;
     assert!(writes < posted as f64 * 0.7, "the backlog lasts");
     Drained { rate: seen as f64 / took.as_secs_f64(), accepting, settling: settling / writes }
+}
+
+/// What settling is of all CPU of the servers, while writes are delivered as they come.
+async fn settle() {
+    println!(
+        "  settle: {STEADY} writes/s through one instance, for two replicas that answer at once"
+    );
+    let servers = Servers::start();
+    let instances = servers.instances(1, WIDE);
+    let instance = instances[0].address.clone();
+    let replicas = [Node::start(Way::AtOnce).await, Node::start(Way::AtOnce).await];
+    let nodes: Vec<_> = replicas.iter().map(|replica| replica.address.clone()).collect();
+    tokio::time::sleep(SHARED).await;
+    let quiet = ServersAtWork::from_now(&servers, 0.0);
+    tokio::time::sleep(ROUND).await;
+    let idle = quiet.share();
+    let mut rounds = vec![];
+    for round in 0..ROUNDS {
+        let run = in_turn(round, async |settles| {
+            order(&instance, &nodes, if settles { "resume" } else { "pause" }).await;
+            // What waits is delivered.
+            tokio::time::sleep(ROUND).await;
+            let (names, work) = (nodes.clone(), ServersAtWork::from_now(&servers, 0.0));
+            let load = Paced::start(&instance, STEADY, move |n| {
+                let nodes: Vec<_> = names.iter().map(String::as_str).collect();
+                Some(body("eventual", &format!("k-{n}"), &nodes))
+            });
+            tokio::time::sleep(2 * ROUND).await;
+            let share = work.share();
+            let posted = load.stop().await;
+            assert!(posted.iter().all(|one| one.status == 202), "no write is rejected");
+            share
+        });
+        rounds.push(run.await);
+    }
+    println!(
+        "{:>10.0} % of a core without writes, {:.0} % while replicas are paused, {:.0} % while they are not",
+        idle * 100.0,
+        of(&rounds, |run| run[0]) * 100.0,
+        of(&rounds, |run| run[1]) * 100.0,
+    );
 }
 
 /// Pauses or resumes replicas.
