@@ -98,7 +98,8 @@ impl Traffic {
                 acknowledged.push(Acknowledged { n, key, task, value });
             } else {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
-                at += 1;
+                // One of the others, so that not all writers end up at the same instance.
+                at += 1 + fastrand::usize(..2);
                 // A dead instance refuses at once.
                 tokio::task::yield_now().await;
             }
