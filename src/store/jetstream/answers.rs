@@ -4,9 +4,9 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, error};
+use tracing::debug;
 
 use super::connect::Store;
 use super::shared::StoreShared;
@@ -50,20 +50,15 @@ pub(super) fn send(
 
 /// Passes on the answers to the strong writes of this process.
 pub(super) async fn listen(shared: Arc<StoreShared>) {
-    let subject = shared.store.names().answers(shared.this.process);
-    match shared.store.client().subscribe(subject).await {
-        Ok(mut answers) => {
-            tokio::spawn(async move {
-                while let Some(message) = answers.next().await {
-                    match StrongAnswer::parse(&message.payload).and_then(StrongAnswer::into_event) {
-                        Some(event) => shared.notify(event),
-                        None => debug!("the answer to a strong write cannot be read"),
-                    }
-                }
-            });
-        }
-        Err(error) => error!(%error, "cannot listen to other instances"),
-    }
+    let store = shared.store.clone();
+    let subject = store.names().answers(shared.this.process);
+    let take = move |answer: Bytes| match StrongAnswer::parse(&answer)
+        .and_then(StrongAnswer::into_event)
+    {
+        Some(event) => shared.notify(event),
+        None => debug!("the answer to a strong write cannot be read"),
+    };
+    store.listen(subject, take).await;
 }
 
 impl StrongAnswer {

@@ -11,13 +11,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, error};
+use tracing::debug;
 
 use super::answers;
 use super::checkpoint::StoreInstance;
@@ -198,48 +197,25 @@ async fn follow_members(shared: Weak<StoreShared>) {
 
 /// Passes on the hints of other processes. A lost one is made up for by the next checkpoint.
 async fn listen(store: &Store, standing: Arc<Standing>) {
-    let subject = store.names().hint(standing.partition);
-    match store.client().subscribe(subject).await {
-        Ok(mut hints) => {
-            let standing = Arc::clone(&standing);
-            tokio::spawn(async move {
-                while let Some(hint) = hints.next().await {
-                    let text = std::str::from_utf8(&hint.payload).ok();
-                    if let Some(sequence) = text.and_then(|text| text.parse().ok()) {
-                        standing.order(PartitionOrder::Hint { sequence });
-                    }
-                }
-            });
+    let (names, partition) = (store.names(), standing.partition);
+    let hinted = Arc::clone(&standing);
+    let hint = move |hint: Bytes| {
+        let text = std::str::from_utf8(&hint).ok();
+        if let Some(sequence) = text.and_then(|text| text.parse().ok()) {
+            hinted.order(PartitionOrder::Hint { sequence });
         }
-        Err(error) => error!(%error, "cannot listen to other instances"),
-    }
-    let checkpoints = store.names().checkpoint(standing.partition);
-    match store.client().subscribe(checkpoints).await {
-        Ok(mut checkpoints) => {
-            let standing = Arc::clone(&standing);
-            tokio::spawn(async move {
-                let mut next = Instant::now();
-                while let Some(heard) = checkpoints.next().await {
-                    if next <= Instant::now() && !standing.is_owned() {
-                        next = Instant::now() + HEAR_EVERY;
-                        hear(&standing, &heard.payload);
-                    }
-                }
-            });
+    };
+    store.listen(names.hint(partition), hint).await;
+    let (heard, mut next) = (Arc::clone(&standing), Instant::now());
+    let checkpoint = move |checkpoint: Bytes| {
+        if next <= Instant::now() && !heard.is_owned() {
+            next = Instant::now() + HEAR_EVERY;
+            hear(&heard, &checkpoint);
         }
-        Err(error) => error!(%error, "cannot listen to other instances"),
-    }
-    let released = store.names().released(standing.partition);
-    match store.client().subscribe(released).await {
-        Ok(mut news) => {
-            tokio::spawn(async move {
-                while news.next().await.is_some() {
-                    standing.order(PartitionOrder::News);
-                }
-            });
-        }
-        Err(error) => error!(%error, "cannot listen to other instances"),
-    }
+    };
+    store.listen(names.checkpoint(partition), checkpoint).await;
+    let news = move |_| standing.order(PartitionOrder::News);
+    store.listen(names.released(partition), news).await;
 }
 
 /// Takes the levels from a checkpoint that is on its way to the servers. It may never be stored, so it

@@ -11,12 +11,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use super::checkpoint::StoreInstance;
 use super::connect::Store;
@@ -141,17 +140,8 @@ impl Members {
             changes: watch::Sender::new(0),
             news: tokio::sync::Notify::new(),
         });
-        match store.client().subscribe(store.names().alive()).await {
-            Ok(mut heard) => {
-                let members = Arc::clone(&members);
-                tokio::spawn(async move {
-                    while let Some(message) = heard.next().await {
-                        members.hear(&message.payload);
-                    }
-                });
-            }
-            Err(error) => error!(%error, "cannot listen to other instances"),
-        }
+        let hearing = Arc::clone(&members);
+        store.listen(store.names().alive(), move |heard| hearing.hear(&heard)).await;
         tokio::spawn(Arc::clone(&members).run());
         sleep(LISTEN).await;
         members

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 use tracing::{debug, error};
@@ -95,12 +94,14 @@ impl TaskPusher {
     async fn send(self: Arc<Self>, owner: u64) {
         let subject = self.store.names().pushed(owner);
         loop {
-            let group = match self.queues.lock().entry(owner) {
-                Entry::Occupied(mut queue) => match queue.get_mut().group() {
-                    group if group.is_empty() => return drop(queue.remove()),
-                    group => group,
-                },
-                Entry::Vacant(_) => return,
+            let group = {
+                let mut queues = self.queues.lock();
+                let group = queues.get_mut(&owner).map(PushQueue::group).unwrap_or_default();
+                if group.is_empty() {
+                    queues.remove(&owner);
+                    return;
+                }
+                group
             };
             match message::pushed(&group) {
                 Ok(message) => {
@@ -118,21 +119,13 @@ impl TaskPusher {
 
 /// Takes the tasks of this process that other instances have stored.
 pub(super) async fn listen(shared: Arc<StoreShared>) {
-    let subject = shared.store.names().pushed(shared.this.process);
-    match shared.store.client().subscribe(subject).await {
-        Ok(mut pushed) => {
-            tokio::spawn(async move {
-                let mut nodes = Nodes::default();
-                while let Some(group) = pushed.next().await {
-                    match message::read_pushed(&group.payload) {
-                        Ok(tasks) => take(&shared, tasks, &mut nodes),
-                        Err(error) => debug!(%error, "a message of another instance is ignored"),
-                    }
-                }
-            });
-        }
-        Err(error) => error!(%error, "cannot listen to other instances"),
-    }
+    let (store, mut nodes) = (shared.store.clone(), Nodes::default());
+    let subject = store.names().pushed(shared.this.process);
+    let group = move |group: Bytes| match message::read_pushed(&group) {
+        Ok(tasks) => take(&shared, tasks, &mut nodes),
+        Err(error) => debug!(%error, "a message of another instance is ignored"),
+    };
+    store.listen(subject, group).await;
 }
 
 fn take(shared: &StoreShared, tasks: Vec<PushedTask>, nodes: &mut Nodes) {
