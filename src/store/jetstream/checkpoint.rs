@@ -291,8 +291,6 @@ pub(super) struct Unsettled {
     copied_through: u64,
     levels: PartitionLevels,
     progress_bytes: u64,
-    /// Of tasks that were settled, since the last purge.
-    settled_bytes: u64,
     /// The numbers of the runs of deliveries, and the most that those since the last checkpoint add.
     delivery_runs: usize,
 }
@@ -448,23 +446,15 @@ impl Unsettled {
         self.copied_through = sequence;
     }
 
-    pub(super) fn settle(&mut self, id: u64) {
-        if let Some(task) = self.tasks.remove(&id) {
-            self.levels.count(&task, -1);
-            self.progress_bytes -= task.progress_bytes;
-            self.settled_bytes += task.bytes + MESSAGE_BYTES;
-            if let LogPlace::At(sequence) = task.place {
-                self.copies.remove(&sequence);
-            }
+    /// Returns the bytes that are not needed any more, about.
+    pub(super) fn settle(&mut self, id: u64) -> u64 {
+        let Some(task) = self.tasks.remove(&id) else { return 0 };
+        self.levels.count(&task, -1);
+        self.progress_bytes -= task.progress_bytes;
+        if let LogPlace::At(sequence) = task.place {
+            self.copies.remove(&sequence);
         }
-    }
-
-    pub(super) fn settled_bytes(&self) -> u64 {
-        self.settled_bytes
-    }
-
-    pub(super) fn purge_begins(&mut self) {
-        self.settled_bytes = 0;
+        task.bytes + MESSAGE_BYTES
     }
 
     /// A task is as it was before.

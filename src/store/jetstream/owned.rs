@@ -69,6 +69,8 @@ pub(super) struct Owned {
     read_at: Option<Instant>,
     gap_since: Option<Instant>,
     unsettled: Unsettled,
+    /// Of tasks that were settled since the last purge.
+    pub(super) settled_bytes: u64,
     pending: BTreeMap<u64, TaskSettlement>,
     pending_since: Option<Instant>,
     /// Settlements that came, and how many of the first ones a group has, and are durable.
@@ -177,6 +179,7 @@ impl Owned {
             read_at: None,
             gap_since: None,
             unsettled: Unsettled::default(),
+            settled_bytes: 0,
             pending: BTreeMap::new(),
             pending_since: None,
             came: 0,
@@ -293,7 +296,7 @@ impl Owned {
                 TaskSettlement::Remove if self.lacks_its_key(sequence) => None,
                 TaskSettlement::Remove => {
                     self.note(sequence, Some(settlement));
-                    self.unsettled.settle(sequence);
+                    self.settled_bytes += self.unsettled.settle(sequence);
                     self.keep_key(sequence);
                     continue;
                 }

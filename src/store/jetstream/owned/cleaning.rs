@@ -52,15 +52,6 @@ impl Owned {
         self.cleaning.step(now, &self.unsettled, must_stay, is_written, (purged, wanted))
     }
 
-    /// The bytes of the tasks that were settled since the last purge.
-    pub(in crate::store::jetstream) fn settled_bytes(&self) -> u64 {
-        self.unsettled.settled_bytes()
-    }
-
-    pub(in crate::store::jetstream) fn purge_begins(&mut self) {
-        self.unsettled.purge_begins();
-    }
-
     pub(in crate::store::jetstream) fn sized(&mut self, bytes: Option<u64>, least: u64) {
         self.cleaning.looked(bytes, self.unsettled.live_bytes(), least);
     }

@@ -76,13 +76,13 @@ impl PartitionTask {
             return;
         };
         let is_urgent = failed > 0
-            || owned.settled_bytes() >= PURGE_BYTES
+            || owned.settled_bytes >= PURGE_BYTES
             || self.shared.store.is_nearly_full(self.partition);
         let pause = if is_urgent { PURGE_SOON } else { PURGE_EVERY };
         if last.is_some_and(|last| now < last + pause) {
             return;
         }
-        owned.purge_begins();
+        owned.settled_bytes = 0;
         (self.purge.is_running, self.purge.last) = (true, Some(now));
         let (shared, standing) = (Arc::clone(&self.shared), Arc::clone(&self.standing));
         tokio::spawn(async move {
